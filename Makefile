@@ -1,0 +1,49 @@
+# Everything a newcomer needs: Python 3.11 or later, make, and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml constraints.txt
+
+.PHONY: demo test lint types slow bench protos clean
+
+demo: $(VENV)/.demo  ## accept a cat, forge it into an iguana, refuse it
+	$(BIN)/firewall demo
+
+test: lint types  ## what CI runs
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.dev  ## minutes: real attacks on the real classifier
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## measure again, and write the tables of README and model card
+	$(BIN)/python -m benchmarks.default_bundle
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.tables
+
+protos: $(VENV)/.dev  ## generate firewall/wire
+	$(BIN)/python protos/generate.py
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is too old: Python 3.11 or later is needed (make PYTHON=python3.12)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.venv $(SOURCES)
+	$(PIP) install --quiet -c constraints.txt -e '.[train,demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.venv $(SOURCES) tests/example_plugin/pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e '.[train,demo,dev]' -e tests/example_plugin
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,177 @@
+"""Latency that the guard adds to a clean request, as a ratio to the bare classifier.
+
+    python -m benchmarks.latency [--requests 400]
+
+In one process, one row a request, bare and guarded in turn on the same clean crops, sessions with
+the same threads and options. Writes `benchmarks/results/latency/result.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from benchmarks.environment import environment
+from firewall.bundle.signing import Signer
+from firewall.bundle.store import open_bundle
+from firewall.client import Client
+from firewall.guard.calibration import Calibration
+from firewall.guard.compile import example, export
+from firewall.guard.compiled import CompiledGuard
+from firewall.guard.live import LiveGuard
+from firewall.guard.policy import Policy
+from firewall.guard.preprocess import to_wire
+from firewall.guard.verdict import Verdict
+from firewall.train import default_recipe as recipe
+from firewall.train.default_bundle import build_default
+from firewall.train.efficientnet import EfficientNetLite0
+from firewall.train.photographs import cat, crops, split, wheel_photographs
+
+OUT = Path(__file__).parent / "results" / "latency" / "result.json"
+
+
+class _Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = EfficientNetLite0()
+
+    def forward(self, wire: Tensor) -> Tensor:
+        return self.classifier(wire).logits
+
+
+def summary(seconds: np.ndarray) -> dict[str, float]:
+    """Milliseconds."""
+    return {
+        "p50_ms": float(np.quantile(seconds, 0.5) * 1e3),
+        "p95_ms": float(np.quantile(seconds, 0.95) * 1e3),
+        "mean_ms": float(seconds.mean() * 1e3),
+    }
+
+
+def paired(
+    files: Any,
+    calibration: Calibration,
+    graph: bytes,
+    wire: np.ndarray,
+    threads: int,
+    requests: int,
+) -> dict[str, Any]:
+    """Bare and guarded in turn; which of the two goes first alternates."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    bare = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    guard = LiveGuard(
+        CompiledGuard(files, threads=threads), calibration, Policy(), model="m", log_outputs=True
+    )
+    order = np.random.default_rng(0).integers(0, len(wire), requests + 20)
+    times: dict[str, list[float]] = {"bare": [], "guarded": []}
+    escalated = rejected = 0
+    for number, row in enumerate(order):
+        one = np.ascontiguousarray(wire[row : row + 1])
+        turn = ("bare", "guarded") if number % 2 else ("guarded", "bare")
+        for name in turn:
+            start = time.perf_counter()
+            if name == "bare":
+                bare.run(None, {"wire": one})
+            else:
+                [decision] = guard.screen(one, [guard.plan("")]).decisions
+            times[name].append(time.perf_counter() - start)
+        escalated += decision.escalated
+        rejected += decision.verdict is Verdict.REJECT
+    # The first twenty warm caches and arenas.
+    kept = {name: np.array(values[20:]) for name, values in times.items()}
+    figures: dict[str, Any] = {name: summary(values) for name, values in kept.items()}
+    figures["threads"] = threads
+    figures["requests"] = requests
+    figures["escalated_share"] = escalated / len(order)
+    figures["rejected_share"] = rejected / len(order)
+    figures["ratio"] = {
+        key.removesuffix("_ms"): figures["guarded"][key] / figures["bare"][key]
+        for key in ("p50_ms", "p95_ms", "mean_ms")
+    }
+    return figures
+
+
+def start_up(bundle: Path, signer: Signer, folder: Path) -> dict[str, float]:
+    """Seconds from the start of `firewall serve` to ready and to the first answer, and memory."""
+    key = folder / "signer.pub"
+    key.write_text(signer.public)
+    photograph = cat().read_bytes()
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "firewall", "serve", str(bundle), "--trust", str(key),
+            "--host", "127.0.0.1", "--port", "0", "--http-port", "0",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        event = json.loads(process.stdout.readline())
+        ready = time.perf_counter() - start
+        with Client(f"127.0.0.1:{event['port']}") as client:
+            client.predict([photograph])
+        answered = time.perf_counter() - start
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        [memory] = [line for line in status.splitlines() if line.startswith("VmRSS")]
+        return {
+            "ready_seconds": ready,
+            "first_answer_seconds": answered,
+            "resident_mib": int(memory.split()[1]) / 1024,
+        }
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    measured_in = environment(("onnxruntime-gpu", "grpcio", "numpy"))
+    signer = Signer.generate()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build_default(folder / "bundle", signer, lambda step: print(step, file=sys.stderr))
+        bundle = open_bundle(folder / "bundle", {signer.public})
+        starts = [start_up(folder / "bundle", signer, folder) for _ in range(5)]
+    calibration = Calibration.from_json(bundle.files["calibration.json"])
+    graph = export(_Bare().eval(), {"wire": example(recipe.INPUT, 2)}, ["logits"])
+    torch.set_num_threads(1)
+    photographs = split(wheel_photographs())["held-out"]
+    pixels, _ = crops(photographs, 24, recipe.SIDE, recipe.SEED + 200)
+    wire = to_wire(pixels, recipe.INPUT)
+    runs = []
+    for threads in (1, 2):
+        print(f"{arguments.requests} requests with {threads} threads", file=sys.stderr)
+        runs.append(paired(bundle.files, calibration, graph, wire, threads, arguments.requests))
+        print(json.dumps(runs[-1]), file=sys.stderr)
+    result = {
+        "environment": measured_in,
+        "recipe": recipe.digest(),
+        "in_process": runs,
+        "start": {key: float(np.median([one[key] for one in starts])) for key in starts[0]}
+        | {"runs": len(starts)},
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

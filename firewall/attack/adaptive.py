@@ -1,0 +1,178 @@
+"""The attacker who knows the guard: fool the classifier and evade every statistic, at once.
+
+One objective over the graphs that are served (Carlini, Wagner 2017, arXiv:1705.07263; Tramèr et al.
+2020, arXiv:2002.08347): a margin to be gained and, for each active statistic, a hinge on how far it
+is over the value up to which the guard looks away. Two ways to combine them:
+
+- `weighted`: their sum, with a weight for each row that grows while the row is caught and shrinks
+  while it does not fool;
+- `orthogonal`: one of them at a time, along the part of its gradient that leaves the other alone
+  (Bryniarski et al. 2021, arXiv:2106.15023).
+
+Tiers count. The way through the cheap tier needs the cheap statistics only: a row that stays there
+has evaded. The way through both tiers has to fool the ensemble and keep every statistic down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firewall.attack.losses import margin
+from firewall.attack.norms import Linf, Norm
+from firewall.attack.served_guard import ServedGuard
+from firewall.guard.calibration import Cascade
+
+Way = Literal["cheap", "both"]
+Combination = Literal["weighted", "orthogonal"]
+
+
+@dataclass(frozen=True)
+class Evasion:
+    """Up to where each statistic may go on one way through the guard.
+
+    Attributes:
+        way: which tiers are passed.
+        ceilings: [D'] of the statistics on that way, the cheap ones first.
+        scales: [D'] by which excesses are made comparable.
+
+    """
+
+    way: Way
+    ceilings: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, guard: ServedGuard, cascade: Cascade, way: Way) -> Evasion:
+        """Ceilings that make the guard accept: every p-value large enough for the sum.
+
+        A cascade accepts what it sums to less than a threshold. Sharing the threshold equally
+        among the statistics is not the only way to stay below, but it is a sufficient one.
+        """
+        calibration = guard.calibration
+        part = calibration.part_a
+        if way == "cheap":
+            count, total, columns = calibration.cheap, cascade.doubt_ceiling, calibration.cheap
+        else:
+            columns = part.shape[1]
+            count, total = len(cascade.names), cascade.score_ceiling
+        # A little below: a p-value on the threshold is caught.
+        least_p = float(np.exp(-0.95 * total / max(count, 1)))
+        ceilings = np.quantile(part[:, :columns], 1.0 - min(1.0, least_p), axis=0)
+        scales = np.maximum(part[:, :columns].std(axis=0), 1e-6)
+        return cls(
+            way,
+            torch.tensor(ceilings, dtype=torch.float32),
+            torch.tensor(scales, dtype=torch.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Settings of the attack.
+
+    Attributes:
+        radius: of the ball, in units of the image batch.
+        steps: of one run; the length of a step falls from `radius / 4` to `radius / 40`.
+        norm: the ball.
+        combination: of margin and hinges.
+        confidence: margin to be gained, in logits, before only evasion counts.
+
+    """
+
+    radius: float
+    steps: int = 100
+    norm: Norm = field(default_factory=Linf)
+    combination: Combination = "weighted"
+    confidence: float = 0.5
+
+    def __call__(
+        self,
+        guard: ServedGuard,
+        x: Tensor,
+        label: Tensor,
+        evasion: Evasion,
+        *,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Attack a batch, away from its labels.
+
+        Args:
+            guard: what is served.
+            x: [N, C, H, W] in [0, 1].
+            label: [N] int64, the classes to leave.
+            evasion: the way, and what passes there.
+            start: [N, C, H, W] within the radius, such as another attack's result; x when None.
+
+        Returns:
+            [N, C, H, W] in [0, 1], within the radius: of each row the point that fools with the
+            least excess, else the one with the largest margin.
+
+        """
+        delta = torch.zeros_like(x) if start is None else start - x
+        weight = torch.ones(len(x))
+        best = x.clone()
+        # Lower is better: excess where the row fools, else 1e3 less what is gained of the margin.
+        best_value = torch.full((len(x),), torch.inf)
+        past = torch.zeros_like(x)
+        for number in range(self.steps + 1):
+            delta = delta.detach().requires_grad_(True)
+            gained, excess = self._objective(guard, x + delta, label, evasion)
+            fools = gained.detach() > 0
+            value = torch.where(fools, excess.detach(), 1e3 - gained.detach())
+            better = value < best_value
+            best[better] = (x + delta.detach())[better]
+            best_value[better] = value[better]
+            if number == self.steps or bool((best_value <= 0).all()):
+                break
+            direction = self._direction(delta, gained, excess, weight)
+            past = 0.75 * past + direction
+            progress = number / self.steps
+            step = self.radius * (0.25 * (1 - progress) + 0.025 * progress)
+            moved = delta.detach() + step * self.norm.direction(past)
+            inside = (x + self.norm.project(moved, self.radius)).clamp(0.0, 1.0)
+            delta = inside - x
+            caught = excess.detach() > 0
+            weight = torch.where(caught & fools, weight * 1.1, weight)
+            weight = torch.where(~fools, weight * 0.9, weight).clamp(1e-2, 1e3)
+        return best
+
+    def _objective(
+        self, guard: ServedGuard, point: Tensor, label: Tensor, evasion: Evasion
+    ) -> tuple[Tensor, Tensor]:
+        """Margin [N], and the sum of hinges over all statistics on the way [N]."""
+        if evasion.way == "cheap":
+            logits, statistics, _ = guard.cheap(point)
+        else:
+            seen = guard(point)
+            logits, statistics = seen.log_probabilities, seen.statistics
+        over = (statistics - evasion.ceilings) / evasion.scales
+        return margin(logits, label), torch.relu(over).sum(dim=1)
+
+    def _direction(self, delta: Tensor, gained: Tensor, excess: Tensor, weight: Tensor) -> Tensor:
+        capped = gained.clamp_max(self.confidence)
+        if self.combination == "weighted":
+            total = (capped - weight * excess).sum()
+            (gradient,) = torch.autograd.grad(total, delta)
+            return _unit(gradient)
+        (to_fool,) = torch.autograd.grad(gained.sum(), delta, retain_graph=True)
+        (to_evade,) = torch.autograd.grad(-excess.sum(), delta)
+        to_fool, to_evade = _unit(to_fool), _unit(to_evade)
+        fools = (gained.detach() > self.confidence).view(-1, 1, 1, 1)
+        return torch.where(fools, _without(to_evade, to_fool), _without(to_fool, to_evade))
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(1e-12)
+    return gradient / size.view(-1, 1, 1, 1)
+
+
+def _without(along: Tensor, other: Tensor) -> Tensor:
+    """`along` less its component along the unit vector `other`, row by row."""
+    component = (along * other).flatten(1).sum(dim=1).view(-1, 1, 1, 1)
+    rest: Tensor = along - component * other
+    return rest

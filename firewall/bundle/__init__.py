@@ -1,0 +1,1 @@
+"""How a guard travels: manifest, signature, store. Imports neither torch nor grpc."""

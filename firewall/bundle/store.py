@@ -1,0 +1,262 @@
+r"""Bundles on disk.
+
+A bundle is a directory of plain files, without folders:
+
+    manifest.json     what it is, and size and SHA-256 of every file but itself and the signature
+    signature.json    {"algorithm": "ed25519", "public_key": hex, "signature": hex} over
+                      "firewall bundle manifest v1\0" + the bytes of manifest.json
+    *.onnx            graphs
+    calibration.json, labels.json, selftest.npz, evaluation.json, MODEL_CARD.md
+
+Opening is one total check before anything is used, in this order: the listing (names, plain files,
+size caps), the signature over the manifest by a trusted key, the manifest's schema, that the
+directory holds exactly the manifest's files, each hash, and that graphs are self-contained. What is
+returned are the very bytes that were hashed; nothing is read twice.
+
+Not checked: that the model is a good one. Whoever signs vouches for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from firewall.bundle.manifest import FILE_PATTERN, FileEntry, Manifest
+from firewall.bundle.onnx_file import check_graph
+from firewall.bundle.signing import HEX_KEY, Signer, verify
+from firewall.errors import (
+    BundleAltered,
+    BundleError,
+    BundleMalformed,
+    BundleMissing,
+    BundleTooLarge,
+    BundleUntrusted,
+)
+
+MANIFEST = "manifest.json"
+SIGNATURE = "signature.json"
+
+#: Caps in bytes by file name or ending; what is not named has the last.
+CAPS: Mapping[str, int] = {
+    MANIFEST: 1 << 20,
+    SIGNATURE: 1 << 12,
+    ".onnx": 1 << 30,
+    ".json": 1 << 26,
+    ".npz": 1 << 26,
+    ".md": 1 << 20,
+    "": 1 << 20,
+}
+#: Files a bundle may have at most.
+MOST_FILES = 66
+#: Files that every bundle has.
+REQUIRED = frozenset({"calibration.json", "labels.json", "selftest.npz", "MODEL_CARD.md"})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has passed every check.
+
+    Attributes:
+        manifest: its manifest.
+        files: the bytes of every file in the manifest, as hashed.
+        digest: SHA-256 of the manifest, which fixes everything else.
+        signer: public key, 64 hexadecimal digits.
+
+    """
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
+    digest: str
+    signer: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, one a class."""
+        try:
+            names = json.loads(self.files["labels.json"])
+        except (ValueError, RecursionError) as error:
+            raise BundleMalformed("labels.json: not JSON") from error
+        if not isinstance(names, list) or len(names) != self.manifest.classifier.classes:
+            raise BundleMalformed(
+                f"labels.json: expected a list of {self.manifest.classifier.classes} names"
+            )
+        return tuple(str(name) for name in names)
+
+
+def write_bundle(
+    target: Path, manifest: Manifest, files: Mapping[str, bytes], signer: Signer
+) -> str:
+    """Write a signed bundle, whole or not at all; returns its digest.
+
+    Args:
+        target: a directory that does not exist yet.
+        manifest: its `files` are filled in here.
+        files: by name.
+        signer: whose signature it gets.
+
+    Raises:
+        BundleError: the target exists, cannot be written, or a file would not pass opening.
+
+    """
+    for name, data in files.items():
+        if not re.match(FILE_PATTERN, name) or name in (MANIFEST, SIGNATURE):
+            raise BundleMalformed(f"{name}: not a name that a file of a bundle may have")
+        _check_cap(name, len(data))
+        if name.endswith(".onnx"):
+            check_graph(name, data)
+    entries = {
+        name: FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in sorted(files.items())
+    }
+    text = manifest.model_copy(update={"files": entries}).to_json()
+    signature = {
+        "algorithm": "ed25519",
+        "public_key": signer.public,
+        "signature": signer.sign(text).hex(),
+    }
+    if target.exists():
+        raise BundleError(f"{target} exists already; remove it or choose another place")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            for name, data in {
+                **files,
+                MANIFEST: text,
+                SIGNATURE: (json.dumps(signature, indent=1) + "\n").encode(),
+            }.items():
+                with open(draft / name, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            draft.chmod(0o755)
+            os.rename(draft, target)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise BundleError(f"{target} cannot be written: {error.strerror}") from error
+    return hashlib.sha256(text).hexdigest()
+
+
+def open_bundle(path: Path, trusted: Collection[str]) -> Bundle:
+    """Check a bundle whole and read it.
+
+    Args:
+        path: its directory.
+        trusted: public keys whose signatures count.
+
+    Raises:
+        BundleError: the kind and the text say what is wrong with which file.
+
+    """
+    sizes = _listing(path)
+    for name in (MANIFEST, SIGNATURE):
+        if name not in sizes:
+            raise BundleAltered(f"{name}: missing")
+    text = _read(path, MANIFEST, sizes[MANIFEST])
+    public = _check_signature(_read(path, SIGNATURE, sizes[SIGNATURE]), text, trusted)
+    manifest = Manifest.from_json(text)
+    _check_names(manifest, sizes)
+    files: dict[str, bytes] = {}
+    for name, entry in manifest.files.items():
+        if sizes[name] != entry.size:
+            raise BundleAltered(f"{name}: {sizes[name]} bytes, signed as {entry.size}")
+        data = _read(path, name, entry.size)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BundleAltered(f"{name}: not the file that was signed")
+        files[name] = data
+    for name, data in files.items():
+        if name.endswith(".onnx"):
+            check_graph(name, data)
+    return Bundle(manifest, files, hashlib.sha256(text).hexdigest(), public)
+
+
+def _listing(path: Path) -> dict[str, int]:
+    """Sizes by name; every entry is a plain file with a plain name, under its cap."""
+    sizes: dict[str, int] = {}
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if len(sizes) >= MOST_FILES:
+                    raise BundleAltered(f"{path.name}: more than {MOST_FILES} files")
+                if not re.match(FILE_PATTERN, entry.name):
+                    raise BundleAltered(f"{entry.name!r}: not a name that a file may have")
+                status = entry.stat(follow_symlinks=False)
+                if not stat.S_ISREG(status.st_mode):
+                    raise BundleAltered(f"{entry.name}: not a plain file")
+                _check_cap(entry.name, status.st_size)
+                sizes[entry.name] = status.st_size
+    except FileNotFoundError as error:
+        raise BundleMissing(f"{path}: no such directory") from error
+    except NotADirectoryError as error:
+        raise BundleMissing(f"{path}: a bundle is a directory") from error
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    return sizes
+
+
+def _check_cap(name: str, size: int) -> None:
+    cap = CAPS.get(name)
+    if cap is None:
+        cap = next(value for ending, value in CAPS.items() if name.endswith(ending))
+    if size > cap:
+        raise BundleTooLarge(f"{name}: {size} bytes, over the cap of {cap}")
+
+
+def _read(path: Path, name: str, size: int) -> bytes:
+    """At most one byte over the size listed, so that a growing file cannot exhaust memory."""
+    try:
+        # A link put in place of a file after the listing is not followed.
+        descriptor = os.open(path / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read(size + 1)
+    except OSError as error:
+        raise BundleAltered(f"{name}: cannot be read: {error.strerror}") from error
+    if len(data) != size:
+        raise BundleAltered(f"{name}: changed while it was read")
+    return data
+
+
+def _check_signature(data: bytes, manifest: bytes, trusted: Collection[str]) -> str:
+    try:
+        body = json.loads(data)
+        algorithm = body["algorithm"]
+        public = str(body["public_key"])
+        signature = bytes.fromhex(body["signature"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleMalformed(f"{SIGNATURE}: not a signature") from error
+    if algorithm != "ed25519" or not HEX_KEY.match(public) or len(body) != 3:
+        raise BundleMalformed(f"{SIGNATURE}: not an ed25519 signature")
+    if public not in trusted:
+        raise BundleUntrusted(
+            f"{SIGNATURE}: signed by {public}, which is not trusted; put that key into a "
+            ".pub file and name it with --trust if you know whose it is"
+        )
+    verify(public, signature, manifest)
+    return public
+
+
+def _check_names(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    for name in manifest.files:
+        if not re.match(FILE_PATTERN, name) or name in (MANIFEST, SIGNATURE):
+            raise BundleMalformed(f"manifest.json: file name {name!r} is not allowed")
+    found = set(sizes) - {MANIFEST, SIGNATURE}
+    missing = sorted(set(manifest.files) - found)
+    if missing:
+        raise BundleAltered(f"{missing[0]}: missing")
+    extra = sorted(found - set(manifest.files))
+    if extra:
+        raise BundleAltered(f"{extra[0]}: not in the manifest")
+    graphs = {"embedded": {"cheap.onnx"}, "remote": {"post.onnx"}}[manifest.classifier.kind]
+    for name in sorted(REQUIRED | graphs):
+        if name not in manifest.files:
+            raise BundleMalformed(f"manifest.json: a bundle has a file {name!r}")

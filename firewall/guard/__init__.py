@@ -1,0 +1,1 @@
+"""What a guard is: its graph, its compiled form, its calibration and its policy."""

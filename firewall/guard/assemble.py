@@ -1,0 +1,66 @@
+"""From a specification to a guard, with every mismatch refused by name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from firewall.errors import ConfigError, EvidenceMissing
+from firewall.guard.classifier import Classifier
+from firewall.guard.graph import Guard
+from firewall.guard.spec import GuardSpec
+from firewall.stages import Denoiser, Detector, Ensemble
+from firewall.stages.registry import Registry
+
+
+def assemble(spec: GuardSpec, registry: Registry, classifier: Classifier | None) -> Guard:
+    """Build every stage and check that each gets the evidence it needs.
+
+    Args:
+        spec: the stages.
+        registry: where their plugins are found.
+        classifier: embedded, or None for a remote one.
+
+    Raises:
+        PluginError: a plugin is missing, broken, or needs evidence that is not there.
+        ConfigError: a stage's config is wrong.
+
+    """
+    denoisers: dict[str, Denoiser] = {}
+    detectors: dict[str, Detector] = {}
+    ensemble: Ensemble | None = None
+    for stage in spec.stages:
+        if hasattr(nn.ModuleDict, stage.name):
+            raise ConfigError(f"stages: the name {stage.name!r} is taken by torch; choose another")
+        built = registry.build(stage.kind, stage.plugin, stage.config)
+        if stage.kind == "denoiser":
+            denoisers[stage.name] = built
+        elif stage.kind == "detector":
+            detectors[stage.name] = built
+        else:
+            ensemble = built
+    if not detectors:
+        raise ConfigError("stages: a guard needs at least one detector")
+    taps = frozenset(classifier.taps) if classifier is not None else frozenset()
+    for name, detector in detectors.items():
+        needs = detector.needs
+        missing = needs.features - taps
+        if missing:
+            have = ", ".join(sorted(taps)) or "none"
+            where = "the classifier" if classifier is not None else "a remote classifier"
+            raise EvidenceMissing(
+                f"detector {name!r} needs the feature {sorted(missing)[0]!r}; {where} taps: {have}"
+            )
+        unknown = needs.views - denoisers.keys()
+        if unknown or (needs.all_views and not denoisers):
+            wanted = repr(sorted(unknown)[0]) if unknown else "at least one view"
+            have = ", ".join(denoisers) or "none"
+            raise EvidenceMissing(
+                f"detector {name!r} needs {wanted}; denoisers of the guard: {have}"
+            )
+        if detector.tier == "cheap" and (needs.views or needs.all_views):
+            raise EvidenceMissing(
+                f"detector {name!r} is cheap and reads views, which are expensive"
+            )
+    return Guard(
+        classifier=classifier, denoisers=denoisers, detectors=detectors, ensemble=ensemble
+    ).eval()

@@ -1,0 +1,235 @@
+"""Conformal calibration of a guard's statistics.
+
+Clean calibration data comes in two parts. Part A gives each detector a reference distribution, by
+which any statistic becomes a p-value; the p-values of a tier are combined by Fisher's sum, and the
+two tiers by a cascade. Whatever that combination is, it is one number a row, computed without part
+B; so its rank among the rows of part B is a p-value that is valid in finite samples for any row
+that is exchangeable with them (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World",
+2005; Bates et al., "Testing for outliers with conformal p-values", 2023): over draws of
+calibration data and a clean row, P(p <= rate) <= rate.
+
+The statistics of both parts are kept whole. So a policy that leaves a detector out gets its own
+cascade from the same data, and keeps the promise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.errors import BundleMalformed, CalibrationError, SampleTooSmall
+
+Doubles = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
+
+
+def least_sample(rate: float) -> int:
+    """The smallest part B that can promise a false-positive rate: 1/(n + 1) <= rate."""
+    return max(1, math.ceil(1.0 / rate - 1e-9) - 1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of clean data by which p-values are made.
+
+    Attributes:
+        detectors: names, the cheap ones first.
+        cheap: how many of them are cheap.
+        part_a: [nA, D] statistics, the reference distributions.
+        part_b: [nB, D] statistics, on which the combination is calibrated.
+        escalation: the share of clean rows, in (0, 1], that the cheap tier hands on.
+
+    """
+
+    detectors: tuple[str, ...]
+    cheap: int
+    part_a: Doubles
+    part_b: Doubles
+    escalation: float
+
+    def __post_init__(self) -> None:
+        width = len(self.detectors)
+        if not 0 <= self.cheap <= width:
+            raise CalibrationError(f"cheap: {self.cheap} of {width} detectors")
+        if not 0 < self.escalation <= 1:
+            raise CalibrationError(f"escalation: {self.escalation} is not in (0, 1]")
+        for name, part in (("part_a", self.part_a), ("part_b", self.part_b)):
+            if part.ndim != 2 or part.shape[1] != width or not len(part):
+                raise CalibrationError(f"{name}: shape {part.shape}, expected (n > 0, {width})")
+            if not np.isfinite(part).all():
+                raise CalibrationError(f"{name}: holds a statistic that is not finite")
+
+    def to_json(self) -> bytes:
+        """As it lies in a bundle."""
+        body = {
+            "detectors": list(self.detectors),
+            "cheap": self.cheap,
+            "escalation": self.escalation,
+            "part_a": self.part_a.tolist(),
+            "part_b": self.part_b.tolist(),
+        }
+        return json.dumps(body, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Calibration:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BundleMalformed: it is something else.
+
+        """
+        try:
+            body = json.loads(text)
+            return cls(
+                detectors=tuple(str(name) for name in body["detectors"]),
+                cheap=int(body["cheap"]),
+                part_a=np.asarray(body["part_a"], np.float64),
+                part_b=np.asarray(body["part_b"], np.float64),
+                escalation=float(body["escalation"]),
+            )
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            CalibrationError,
+        ) as error:
+            raise BundleMalformed(f"calibration.json: {error}") from error
+
+    def promise(self, rate: float) -> None:
+        """Refuse a rate that part B is too small to promise.
+
+        Raises:
+            SampleTooSmall: with the size that would do.
+
+        """
+        need = least_sample(rate)
+        have = len(self.part_b)
+        if have < need:
+            raise SampleTooSmall(
+                f"false_positive_rate: {rate:g} cannot be promised from {have} calibration rows; "
+                f"it takes {need} in the second part (the least this sample can promise is "
+                f"{1 / (have + 1):.3g})"
+            )
+
+    def cascade(self, rate: float, active: Collection[str] | None = None) -> Cascade:
+        """The decision rule for a rate and a set of detectors (all when None).
+
+        Raises:
+            SampleTooSmall: part B cannot promise the rate.
+            CalibrationError: no detector is active, or the rate is over the escalated share.
+
+        """
+        self.promise(rate)
+        keep = [n for n, name in enumerate(self.detectors) if active is None or name in active]
+        if not keep:
+            raise CalibrationError("detectors: the policy leaves none active; use mode = 'off'")
+        return Cascade(self, keep, rate)
+
+
+class Cascade:
+    """A decision rule: cheap statistics, then all of them for the doubtful, then one p-value."""
+
+    def __init__(self, calibration: Calibration, columns: Sequence[int], rate: float) -> None:
+        self._cheap = [column for column in columns if column < calibration.cheap]
+        self._all = list(columns)
+        self.names = tuple(calibration.detectors[column] for column in columns)
+        self.rate = rate
+        self._cheap_width = calibration.cheap
+        self._reference = np.sort(calibration.part_a, axis=0)
+        #: False when every active detector is cheap.
+        self.has_expensive = len(self._all) > len(self._cheap)
+        doubt = self.doubt(calibration.part_a[:, : calibration.cheap])
+        # With no cheap detector active there is nothing to tell rows apart by: all escalate.
+        self._threshold = (
+            float(np.quantile(doubt, 1.0 - calibration.escalation, method="lower"))
+            if self._cheap
+            else -math.inf
+        )
+        clean = calibration.part_b
+        doubt = self.doubt(clean[:, : calibration.cheap])
+        escalated = self.escalates(doubt)
+        self._scores = np.sort(self.scores(doubt, escalated, clean[escalated]))
+        #: The share of part B that the cheap tier hands on.
+        self.escalated_share = float(escalated.mean())
+        if self.has_expensive and rate > self.escalated_share:
+            raise CalibrationError(
+                f"false_positive_rate: {rate:g} is over the {self.escalated_share:.3g} of clean "
+                "rows that reach the expensive tier; choose a lower rate or recalibrate with a "
+                "larger escalation"
+            )
+
+    @property
+    def doubt_ceiling(self) -> float:
+        """Doubt below which a row stays in the cheap tier; infinite when nothing is expensive."""
+        return self._threshold if self.has_expensive else math.inf
+
+    @property
+    def score_ceiling(self) -> float:
+        """Fisher's sum over all active detectors below which an escalated row is accepted."""
+        rank = math.floor(self.rate * (len(self._scores) + 1))
+        return float(self._scores[-rank]) - 1.0
+
+    def doubt(self, cheap: npt.NDArray[np.floating]) -> Doubles:
+        """[N, Dc] cheap statistics to [N]: Fisher's -sum(log p) over the active ones."""
+        return self._fisher(cheap, self._cheap)
+
+    def escalates(self, doubt: Doubles) -> Booleans:
+        """Which rows go on to the expensive tier."""
+        if not self.has_expensive:
+            return np.zeros(len(doubt), np.bool_)
+        return doubt >= self._threshold
+
+    def scores(
+        self, doubt: Doubles, escalated: Booleans, statistics: npt.NDArray[np.floating]
+    ) -> Doubles:
+        """One number a row, higher is more suspicious.
+
+        Args:
+            doubt: [N].
+            escalated: [N].
+            statistics: [M, D] of the M escalated rows, all detectors, the cheap ones first.
+
+        Returns:
+            [N]: in [0, 1) for rows that stay in the cheap tier, in order of doubt; over 1 for the
+            others.
+
+        """
+        scores = doubt / (1.0 + doubt)
+        if escalated.any():
+            scores[escalated] = 1.0 + self._fisher(statistics, self._all)
+        return scores
+
+    def p_values(self, scores: Doubles) -> Doubles:
+        """Conformal p-values of scores, in [1/(nB + 1), 1]."""
+        below = np.searchsorted(self._scores, scores, side="left")
+        p: Doubles = (1 + len(self._scores) - below) / (len(self._scores) + 1)
+        return p
+
+    def detector_p_values(self, statistics: npt.NDArray[np.floating]) -> Doubles:
+        """Of each statistic alone, against part A: [N, <= D] to the same shape."""
+        out = np.empty(statistics.shape, np.float64)
+        size = len(self._reference)
+        for column in range(statistics.shape[1]):
+            below = np.searchsorted(
+                self._reference[:, column], statistics[:, column].astype(np.float64), side="left"
+            )
+            out[:, column] = (1 + size - below) / (size + 1)
+        return out
+
+    def active_columns(self, width: int) -> list[int]:
+        """Columns of the active detectors among the first `width`."""
+        return [column for column in self._all if column < width]
+
+    def _fisher(self, statistics: npt.NDArray[np.floating], columns: Sequence[int]) -> Doubles:
+        if not columns:
+            return np.zeros(len(statistics))
+        p = self.detector_p_values(statistics)[:, list(columns)]
+        total: Doubles = -np.log(p).sum(axis=1)
+        return total

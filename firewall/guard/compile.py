@@ -1,0 +1,230 @@
+"""From the torch module to ONNX graphs.
+
+Embedded classifier: two graphs, one a tier, each with the input mapping and the classifier fused
+in. Remote classifier: `pre` before its call and `post` after it.
+
+The bytes of a graph are all of it: no external data, so that a bundle stays self-contained.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from firewall.errors import ConfigError, ParityError
+from firewall.guard.graph import Guard
+from firewall.guard.spec import InputSpec
+from firewall.guard.wire_input import DTYPES, WireInput
+from firewall.stages import RAW, Evidence
+
+#: Opset of the graphs: what onnxruntime 1.20, our oldest, runs on every provider.
+OPSET = 20
+
+
+class CheapTier(nn.Module):
+    """wire -> logits [N, K], cheap statistics [N, Dc] (if any), carried features."""
+
+    def __init__(self, guard: Guard, spec: InputSpec) -> None:
+        super().__init__()
+        self.guard = guard
+        self.wire = WireInput(spec)
+
+    def forward(self, wire: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of `cheap_outputs`."""
+        out = self.guard.cheap(self.wire(wire))
+        stacked = [torch.stack(list(out.statistics.values()), dim=1)] if out.statistics else []
+        return (out.logits, *stacked, *out.features.values())
+
+
+class ExpensiveTier(nn.Module):
+    """wire, logits, carried features -> log-probabilities [N, K], expensive statistics [N, De]."""
+
+    def __init__(self, guard: Guard, spec: InputSpec) -> None:
+        super().__init__()
+        self.guard = guard
+        self.wire = WireInput(spec)
+
+    def forward(self, wire: Tensor, logits: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of `expensive_outputs`."""
+        named = dict(zip(self.guard.carried_features, features, strict=True))
+        out = self.guard.expensive(self.wire(wire), logits, named)
+        stacked = [torch.stack(list(out.statistics.values()), dim=1)] if out.statistics else []
+        return (out.log_probabilities, *stacked)
+
+
+class Pre(nn.Module):
+    """wire -> views on the wire [V, N, *shape] and the statistics that need no logits [N, D]."""
+
+    def __init__(self, guard: Guard, spec: InputSpec) -> None:
+        super().__init__()
+        self.guard = guard
+        self.wire = WireInput(spec)
+        self.names = input_only(guard)
+
+    def forward(self, wire: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of `pre_outputs`."""
+        x = self.wire(wire)
+        views = self.guard.views(x)
+        outputs: list[Tensor] = []
+        if views:
+            outputs.append(torch.stack([self.wire.back(view) for view in views.values()]))
+        if self.names:
+            evidence = Evidence(raw=x)
+            outputs.append(
+                torch.stack([self.guard.detectors[name](evidence) for name in self.names], dim=1)
+            )
+        return tuple(outputs)
+
+
+class Post(nn.Module):
+    """wire, logits [V + 1, N, K] with raw first -> log-probabilities, all other statistics."""
+
+    def __init__(self, guard: Guard, spec: InputSpec) -> None:
+        super().__init__()
+        self.guard = guard
+        self.wire = WireInput(spec)
+        known = input_only(guard)
+        self.names = [name for name in guard.detectors if name not in known]
+
+    def forward(self, wire: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of `post_outputs`."""
+        x = self.wire(wire)
+        views = self.guard.views(x)
+        by_view = {name: logits[index] for index, name in enumerate([RAW, *views])}
+        out = self.guard.judge(Evidence(raw=x, views=views, logits=by_view), self.names)
+        stacked = [torch.stack(list(out.statistics.values()), dim=1)] if out.statistics else []
+        return (out.log_probabilities, *stacked)
+
+
+def input_only(guard: Guard) -> list[str]:
+    """Detectors that read nothing but the image."""
+    return [
+        name
+        for name, detector in guard._detectors()
+        if not (
+            detector.needs.logits
+            or detector.needs.views
+            or detector.needs.all_views
+            or detector.needs.features
+        )
+    ]
+
+
+def compile_embedded(guard: Guard, spec: InputSpec) -> dict[str, bytes]:
+    """The graphs of a guard around an embedded classifier: `cheap.onnx` and `expensive.onnx`.
+
+    The second is absent when the guard has nothing expensive.
+    """
+    wire = example(spec, 2)
+    cheap = CheapTier(guard, spec).eval()
+    outputs = ["logits"]
+    if guard.tier("cheap"):
+        outputs.append("statistics")
+    outputs += [f"feature.{tap}" for tap in guard.carried_features]
+    graphs = {"cheap.onnx": export(cheap, {"wire": wire}, outputs)}
+    if guard.tier("expensive") or guard.ensemble is not None:
+        with torch.no_grad():
+            first = cheap(wire)
+        features = first[len(first) - len(guard.carried_features) :]
+        inputs = {"wire": wire, "logits": first[0]}
+        inputs |= {
+            f"feature.{tap}": value
+            for tap, value in zip(guard.carried_features, features, strict=True)
+        }
+        outputs = ["log_probabilities"]
+        if guard.tier("expensive"):
+            outputs.append("statistics")
+        graphs["expensive.onnx"] = export(ExpensiveTier(guard, spec).eval(), inputs, outputs)
+    return graphs
+
+
+def compile_remote(guard: Guard, spec: InputSpec, num_classes: int) -> dict[str, bytes]:
+    """The graphs of a guard around a remote classifier: `pre.onnx` and `post.onnx`."""
+    if guard.classifier is not None:
+        raise ConfigError("classifier: a remote guard is assembled without one")
+    wire = example(spec, 2)
+    pre = Pre(guard, spec).eval()
+    outputs = (["views"] if guard.denoisers else []) + (["statistics"] if pre.names else [])
+    graphs: dict[str, bytes] = {}
+    if outputs:
+        graphs["pre.onnx"] = export(pre, {"wire": wire}, outputs, batch_axis={"views": 1})
+    post = Post(guard, spec).eval()
+    logits = torch.randn(len(guard.denoisers) + 1, 2, num_classes)
+    outputs = ["log_probabilities"] + (["statistics"] if post.names else [])
+    graphs["post.onnx"] = export(
+        post, {"wire": wire, "logits": logits}, outputs, batch_axis={"logits": 1}
+    )
+    return graphs
+
+
+def example(spec: InputSpec, rows: int, seed: int = 0) -> Tensor:
+    """A batch of noise as it would come over the wire, [rows, *spec.shape]."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(rows, spec.channels, spec.height, spec.width, generator=generator)
+    wire: Tensor = WireInput(spec).back(x).contiguous()
+    assert wire.dtype == DTYPES[spec.datatype]
+    return wire
+
+
+def export(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    batch_axis: Mapping[str, int] | None = None,
+) -> bytes:
+    """One self-contained ONNX graph, dynamic in the batch.
+
+    Args:
+        module: called with the inputs in order; returns a tuple as long as `outputs`.
+        inputs: by name, each with at least two rows (one row would be specialised).
+        outputs: names.
+        batch_axis: by input name, where the batch is not axis 0.
+
+    """
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    axes = batch_axis or {}
+    shapes = tuple({axes.get(name, 0): batch} for name in inputs)
+    # A *args module takes its tail as one tuple of shapes.
+    dynamic: tuple[object, ...] = shapes
+    if isinstance(module, ExpensiveTier) and len(shapes) > 2:
+        dynamic = (*shapes[:2], shapes[2:])
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    for value in proto.graph.input:
+        axis = axes.get(value.name, 0)
+        if not value.type.tensor_type.shape.dim[axis].dim_param:
+            raise ParityError(
+                f"input {value.name!r} was exported with a fixed batch; a stage computes with the "
+                "number of rows as a number"
+            )
+    del proto.metadata_props[:]
+    for node in proto.graph.node:
+        # The exporter keeps source paths and stack traces there: nobody's business.
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    proto.graph.doc_string = ""
+    onnx.checker.check_model(proto)
+    buffer = io.BytesIO()
+    onnx.save_model(proto, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,144 @@
+"""A compiled guard, run by onnxruntime. The only place that opens a session; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from firewall.errors import BundleMalformed, ConfigError, StageFault
+
+Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+
+#: Where graphs run. `cuda` fails where onnxruntime cannot use it, instead of falling back.
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class CheapResult:
+    """Of N rows: logits [N, K], statistics [N, Dc], and what the expensive tier takes over."""
+
+    logits: Floats
+    statistics: Floats
+    features: dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class ExpensiveResult:
+    """Of N rows: log-probabilities [N, K] and statistics [N, De]."""
+
+    log_probabilities: Floats
+    statistics: Floats
+
+
+class CompiledGuard:
+    """The two tiers of a guard around an embedded classifier."""
+
+    def __init__(
+        self, graphs: Mapping[str, bytes], *, threads: int = 0, device: Device = "cpu"
+    ) -> None:
+        """Open the sessions.
+
+        Args:
+            graphs: `cheap.onnx` and, if there is an expensive tier, `expensive.onnx`.
+            threads: of one inference; 0 is one a core.
+            device: where to run.
+
+        Raises:
+            BundleMalformed: onnxruntime cannot load a graph.
+            ConfigError: `device` is not to be had.
+
+        """
+        self._cheap = _session("cheap.onnx", graphs["cheap.onnx"], threads, device)
+        self._expensive = (
+            _session("expensive.onnx", graphs["expensive.onnx"], threads, device)
+            if "expensive.onnx" in graphs
+            else None
+        )
+        self._cheap_outputs = [output.name for output in self._cheap.get_outputs()]
+        self.provider: str = self._cheap.get_providers()[0]
+
+    @property
+    def has_expensive(self) -> bool:
+        """Whether there is a second tier."""
+        return self._expensive is not None
+
+    def cheap(self, wire: Array) -> CheapResult:
+        """Run the cheap tier on [N, *input shape] of the wire's datatype."""
+        found = dict(zip(self._cheap_outputs, self._cheap.run(None, {"wire": wire}), strict=True))
+        logits = found.pop("logits")
+        statistics = found.pop("statistics", None)
+        if statistics is None:
+            statistics = np.empty((len(wire), 0), np.float32)
+        _check_rows("cheap", len(wire), logits, statistics)
+        return CheapResult(logits, statistics, found)
+
+    def expensive(self, wire: Array, cheap: CheapResult, rows: Array) -> ExpensiveResult:
+        """Run the expensive tier on the rows (indices) of a batch that the cheap tier has seen."""
+        if self._expensive is None:
+            raise ConfigError("tier: this guard has no expensive tier")
+        every = len(rows) == len(wire)
+        feed = {"wire": wire, "logits": cheap.logits} | cheap.features
+        if not every:
+            feed = {name: np.ascontiguousarray(value[rows]) for name, value in feed.items()}
+        outputs = self._expensive.run(None, feed)
+        statistics = outputs[1] if len(outputs) > 1 else np.empty((len(rows), 0), np.float32)
+        _check_rows("expensive", len(rows), outputs[0], statistics)
+        return ExpensiveResult(outputs[0], statistics)
+
+    def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
+        """Both tiers on every row: log-probabilities [N, K] and statistics [N, Dc + De]."""
+        log_probabilities: list[Floats] = []
+        statistics: list[Floats] = []
+        for start in range(0, len(wire), batch):
+            part = np.ascontiguousarray(wire[start : start + batch])
+            cheap = self.cheap(part)
+            if self.has_expensive:
+                expensive = self.expensive(part, cheap, np.arange(len(part)))
+                log_probabilities.append(expensive.log_probabilities)
+                statistics.append(np.hstack([cheap.statistics, expensive.statistics]))
+            else:
+                log_probabilities.append(log_softmax(cheap.logits))
+                statistics.append(cheap.statistics)
+        return np.concatenate(log_probabilities), np.concatenate(statistics)
+
+
+def _check_rows(tier: str, rows: int, *arrays: Floats) -> None:
+    for array in arrays:
+        if array.ndim != 2 or len(array) != rows:
+            raise StageFault(
+                f"the {tier} tier returned {list(array.shape)}; expected {rows} rows of two axes"
+            )
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """[N, K] logits to log-probabilities; a row that is not finite becomes NaN, and no other."""
+    with np.errstate(invalid="ignore"):
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        normalised: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalised
+
+
+def _session(name: str, graph: bytes, threads: int, device: Device) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads take the cores that gRPC needs between two inferences.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if wanted not in ort.get_available_providers():
+        raise ConfigError(f"device: {device!r} is not built into this onnxruntime; use 'cpu'")
+    providers = [wanted] if device == "cpu" else [wanted, "CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(graph, options, providers=providers)
+    except Exception as error:  # onnxruntime raises its own, undocumented classes
+        raise BundleMalformed(f"{name}: onnxruntime cannot load this graph") from error
+    if session.get_providers()[0] != wanted:
+        raise ConfigError(f"device: {device!r} was asked for and onnxruntime cannot use it here")
+    return session

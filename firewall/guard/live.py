@@ -1,0 +1,243 @@
+"""A guard that decides: compiled graphs, calibration and policy together. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.errors import ConfigError
+from firewall.guard.calibration import Booleans, Calibration, Cascade
+from firewall.guard.compiled import CheapResult, CompiledGuard, log_softmax
+from firewall.guard.policy import Policy
+from firewall.guard.verdict import FAULT, Answer, Decision, Verdict
+
+log = logging.getLogger(__name__)
+
+#: A detector is named as a reason when its own p-value is at most this.
+REASON_P = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the rows of one request are screened. `cascade` None: they are not."""
+
+    cascade: Cascade | None
+
+
+class LiveGuard:
+    """Immutable. A change of policy or bundle makes a new one."""
+
+    def __init__(
+        self,
+        compiled: CompiledGuard,
+        calibration: Calibration,
+        policy: Policy,
+        *,
+        model: str,
+        log_outputs: bool,
+    ) -> None:
+        """Check that the policy can be kept by this guard.
+
+        Args:
+            compiled: the graphs.
+            calibration: of those graphs.
+            policy: what the operator wants.
+            model: name under which exclusions speak of it.
+            log_outputs: whether accepted rows are answered log-probabilities (an ensemble) or the
+                classifier's own logits.
+
+        Raises:
+            ConfigError: the policy asks for what the bundle does not have.
+            CalibrationError: the policy asks for a rate that cannot be promised.
+
+        """
+        if policy.paranoia > 2:
+            what = "a robust guard model" if policy.paranoia == 3 else "certificates"
+            raise ConfigError(
+                f"paranoia: {policy.paranoia} needs {what}, which this bundle does not carry; "
+                "use 1 or 2"
+            )
+        unknown = [
+            exclusion
+            for exclusion in policy.exclusions
+            if exclusion.detector is not None and exclusion.detector not in calibration.detectors
+        ]
+        if unknown:
+            raise ConfigError(
+                f"exclusion {unknown[0].id!r}: detector {unknown[0].detector!r} is not in this "
+                f"bundle, which has {', '.join(calibration.detectors)}"
+            )
+        self.compiled = compiled
+        self.calibration = calibration
+        self.policy = policy
+        self.model = model
+        self._log_outputs = log_outputs
+        self._cascades: dict[frozenset[str], Cascade] = {}
+        if policy.mode != "off":
+            self._cascade(
+                frozenset(
+                    calibration.detectors[: calibration.cheap]
+                    if policy.paranoia == 1
+                    else calibration.detectors
+                )
+            )
+            for exclusion in policy.exclusions:
+                # Made now: an exclusion that leaves nothing active fails at start, not in a call.
+                self._active_cascade(exclusion.client or "")
+
+    def plan(self, client: str) -> Plan:
+        """How a request of a client is screened; draws the sample."""
+        if self.policy.sample < 100 and random.random() * 100 >= self.policy.sample:
+            return Plan(None)
+        return Plan(self._active_cascade(client))
+
+    def screen(self, wire: npt.NDArray[Any], plans: Sequence[Plan]) -> Answer:
+        """Decide a batch.
+
+        A stage that fails is a fault of its rows and never an absence: the policy's `on_fault`
+        decides. Where the classifier's own pass fails there is nothing to answer, and it raises.
+
+        Args:
+            wire: [N, *input shape] of the wire's datatype, validated.
+            plans: one a row.
+
+        """
+        try:
+            cheap = self.compiled.cheap(wire)
+        except Exception:
+            # Without the classifier's own pass there is nothing to answer, whatever the policy.
+            log.exception("the cheap tier failed on a batch of %d", len(wire))
+            raise
+        decisions: list[Decision | None] = [None] * len(wire)
+        outputs = log_softmax(cheap.logits) if self._log_outputs else cheap.logits.copy()
+        for cascade in {id(plan.cascade): plan.cascade for plan in plans}.values():
+            rows = np.array([n for n, plan in enumerate(plans) if plan.cascade is cascade])
+            if cascade is None:
+                for row in rows:
+                    decisions[row] = Decision(Verdict.ACCEPT)
+            else:
+                self._decide(wire, cheap, rows, cascade, decisions, outputs)
+        done = tuple(decision for decision in decisions if decision is not None)
+        return Answer(done, self._harden(outputs))
+
+    def _decide(
+        self,
+        wire: npt.NDArray[Any],
+        cheap: CheapResult,
+        rows: npt.NDArray[np.intp],
+        cascade: Cascade,
+        decisions: list[Decision | None],
+        outputs: npt.NDArray[np.float32],
+    ) -> None:
+        """Fill in `decisions` and, where the expensive tier answers, `outputs` of the rows."""
+        statistics = cheap.statistics[rows]
+        counted = cascade.active_columns(statistics.shape[1])
+        healthy = _finite_rows(statistics[:, counted], cheap.logits[rows])
+        doubt = cascade.doubt(np.where(healthy[:, None], statistics, 0.0))
+        escalated = cascade.escalates(doubt) & healthy
+        width = statistics.shape[1]
+        total = len(self.calibration.detectors)
+        full = np.full((len(rows), total), np.nan, np.float64)
+        full[:, :width] = statistics
+        if escalated.any():
+            chosen = rows[escalated]
+            try:
+                second = self.compiled.expensive(wire, cheap, chosen)
+            except Exception:
+                log.exception("the expensive tier failed on %d rows", len(chosen))
+                healthy[escalated] = False
+                escalated[:] = False
+            else:
+                full[escalated, width:] = second.statistics
+                counted = [column - width for column in cascade.active_columns(total)]
+                sound = _finite_rows(
+                    second.statistics[:, [column for column in counted if column >= 0]],
+                    second.log_probabilities,
+                )
+                if self._log_outputs:
+                    outputs[chosen[sound]] = second.log_probabilities[sound]
+                healthy[np.flatnonzero(escalated)[~sound]] = False
+                escalated &= healthy
+        scores = cascade.scores(doubt, escalated, full[escalated])
+        p_values = cascade.p_values(scores)
+        for n, row in enumerate(rows):
+            if not healthy[n]:
+                decisions[row] = self._faulted()
+                continue
+            seen = total if escalated[n] else width
+            rejected = p_values[n] <= cascade.rate
+            decisions[row] = Decision(
+                verdict=self._verdict(bool(rejected)),
+                reasons=self._reasons(cascade, full[n : n + 1, :seen]) if rejected else (),
+                p_value=float(p_values[n]),
+                score=float(scores[n]),
+                statistics={
+                    self.calibration.detectors[column]: float(full[n, column])
+                    for column in cascade.active_columns(seen)
+                },
+                escalated=bool(escalated[n]),
+            )
+
+    def _verdict(self, rejected: bool) -> Verdict:
+        if not rejected:
+            return Verdict.ACCEPT
+        return Verdict.FLAG if self.policy.mode == "monitor" else Verdict.REJECT
+
+    def _faulted(self) -> Decision:
+        if self.policy.on_fault == "accept":
+            return Decision(Verdict.ACCEPT, reasons=(FAULT,))
+        return Decision(self._verdict(True), reasons=(FAULT,))
+
+    def _reasons(self, cascade: Cascade, statistics: npt.NDArray[np.float64]) -> tuple[str, ...]:
+        columns = cascade.active_columns(statistics.shape[1])
+        p = cascade.detector_p_values(statistics)[0, columns]
+        order = np.argsort(p, kind="stable")
+        named = [n for n in order if p[n] <= REASON_P] or [order[0]]
+        return tuple(self.calibration.detectors[columns[n]] for n in named)
+
+    def _harden(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The policy's `outputs`: full, or log-probabilities of a coarser distribution."""
+        if self.policy.outputs == "full":
+            return outputs
+        log_probabilities = outputs if self._log_outputs else log_softmax(outputs)
+        probabilities = np.exp(log_probabilities.astype(np.float64))
+        every = np.arange(len(probabilities))
+        top = probabilities.argmax(axis=1)
+        if self.policy.outputs == "rounded":
+            coarse = np.round(probabilities, 2)
+            # Rounding must not change the answer: the top class stays ahead of what it ties with.
+            coarse[every, top] += 2e-3
+        else:
+            coarse = np.zeros_like(probabilities)
+            coarse[every, top] = 0.99
+        # What rounding took lies evenly on the classes that are left with nothing.
+        nothing = coarse <= 0
+        left = np.maximum(1.0 - coarse.sum(axis=1), 1e-3) / np.maximum(nothing.sum(axis=1), 1)
+        left = np.minimum(left, 0.5 * coarse[every, top])
+        coarse = np.where(nothing, left[:, None], coarse)
+        hardened = np.log(coarse / coarse.sum(axis=1, keepdims=True))
+        return np.asarray(hardened, np.float32)
+
+    def _active_cascade(self, client: str) -> Cascade | None:
+        active = self.policy.active(
+            self.calibration.detectors, self.calibration.cheap, self.model, client
+        )
+        return None if active is None else self._cascade(active)
+
+    def _cascade(self, active: frozenset[str]) -> Cascade:
+        found = self._cascades.get(active)
+        if found is None:
+            found = self.calibration.cascade(self.policy.false_positive_rate, active)
+            self._cascades[active] = found
+        return found
+
+
+def _finite_rows(*arrays: npt.NDArray[np.floating]) -> Booleans:
+    """Which rows are finite in each of the [N, *] arrays."""
+    return np.asarray(np.isfinite(np.hstack(arrays)).all(axis=1), np.bool_)

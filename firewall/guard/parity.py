@@ -1,0 +1,47 @@
+"""The gate between torch and ONNX: what is served must be what was assembled."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from firewall.errors import ParityError
+from firewall.guard.compile import example
+from firewall.guard.compiled import CompiledGuard
+from firewall.guard.graph import Guard
+from firewall.guard.spec import InputSpec
+from firewall.guard.wire_input import WireInput
+
+#: Rows compared: one, few, and a number that is neither a power of two nor what was traced.
+BATCHES = (1, 2, 17)
+#: Largest deviations: a deep network rounds differently in ONNX, by parts in a million.
+RELATIVE = 1e-3
+ABSOLUTE = 1e-4
+
+
+def check_parity(guard: Guard, compiled: CompiledGuard, spec: InputSpec) -> float:
+    """Compare on noise; returns the largest absolute deviation found.
+
+    Raises:
+        ParityError: naming output and batch.
+
+    """
+    worst = 0.0
+    for rows in BATCHES:
+        wire = example(spec, rows, seed=rows)
+        with torch.no_grad():
+            expected = guard(WireInput(spec)(wire))
+        found = compiled.both(wire.numpy(), batch=rows)
+        for name, want, got in zip(
+            ("log_probabilities", "statistics"), expected, found, strict=True
+        ):
+            reference = want.numpy()
+            if reference.shape != got.shape:
+                raise ParityError(
+                    f"{name} at batch {rows}: shape {got.shape}, in torch {reference.shape}"
+                )
+            gap = float(np.abs(reference - got).max(initial=0.0))
+            if not np.allclose(reference, got, rtol=RELATIVE, atol=ABSOLUTE):
+                raise ParityError(f"{name} at batch {rows}: differ by {gap:.3g} from torch")
+            worst = max(worst, gap)
+    return worst

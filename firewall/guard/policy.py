@@ -1,0 +1,118 @@
+"""What the operator decides: read from TOML, changed without a restart."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from firewall.errors import ConfigError
+
+
+class Exclusion(BaseModel):
+    """What is not screened. Given fields must all match; at least one is given.
+
+    With `detector`, that detector is left out and the others keep their promise; without, the
+    request is not screened at all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Yours, to tell exclusions apart.
+    id: str = Field(min_length=1, max_length=64)
+    model: str | None = None
+    #: The client's address without port.
+    client: str | None = None
+    detector: str | None = None
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if self.model is None and self.client is None and self.detector is None:
+            raise ValueError("names no model, client or detector")
+        return self
+
+    def matches(self, model: str, client: str) -> bool:
+        """Whether the exclusion speaks about a request."""
+        return self.model in (None, model) and self.client in (None, client)
+
+
+class Policy(BaseModel):
+    """How statistics become verdicts, and how much of them anyone is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: `enforce` refuses, `monitor` flags and answers, `off` does not screen.
+    mode: Literal["enforce", "monitor", "off"] = "enforce"
+    #: Percent of requests that are screened; 0 is an instant way back.
+    sample: float = Field(default=100, ge=0, le=100)
+    #: Share of clean rows that may be refused; calibration promises it or refuses.
+    false_positive_rate: float = Field(default=0.01, gt=0, lt=0.5)
+    #: 1: cheap statistics only. 2: adds the views. 3 and 4 need a robust guard model and
+    #: certificates, which no bundle carries yet.
+    paranoia: Literal[1, 2, 3, 4] = 2
+    #: What a stage that fails means for its row.
+    on_fault: Literal["reject", "accept"] = "reject"
+    #: `diagnostics` answers statistics and p-values, which are what an attacker optimises against.
+    disclose: Literal["verdict", "diagnostics"] = "verdict"
+    #: The classifier's outputs in full, rounded to 0.01 of probability, or the top class alone.
+    outputs: Literal["full", "rounded", "label"] = "full"
+    exclusions: tuple[Exclusion, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """Read a TOML file.
+
+        Raises:
+            ConfigError: naming the key, its value and what would be right.
+
+        """
+        try:
+            return cls.parse(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"policy: {path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"policy: {path} is not UTF-8 text") from error
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """Read TOML text; errors as in `load`."""
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"policy: not TOML: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "(whole)"
+            raise ConfigError(
+                f"policy, key {key!r}: {first['msg']}, got {first['input']!r}"
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name this policy in the audit log."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+    def active(
+        self, detectors: tuple[str, ...], cheap: int, model: str, client: str
+    ) -> frozenset[str] | None:
+        """Names of the detectors that count for a request; None when it is not screened.
+
+        Args:
+            detectors: of the guard, the cheap ones first.
+            cheap: how many are cheap.
+            model: name asked for.
+            client: the client's address.
+
+        """
+        if self.mode == "off":
+            return None
+        names = set(detectors[:cheap] if self.paranoia == 1 else detectors)
+        for exclusion in self.exclusions:
+            if exclusion.matches(model, client):
+                if exclusion.detector is None:
+                    return None
+                names.discard(exclusion.detector)
+        return frozenset(names)

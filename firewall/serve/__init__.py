@@ -1,0 +1,1 @@
+"""How a guard answers: gRPC and HTTP. Never imports torch."""

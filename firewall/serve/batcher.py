@@ -1,0 +1,189 @@
+"""Micro-batching that never waits.
+
+There is no timer and no thread of its own. The first caller to find the guard idle runs it, on
+every row that is queued by then; whoever comes meanwhile queues, and when the run ends the first of
+them leads the next one. So an idle server answers at once, and a busy one batches by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from firewall.errors import Cancelled, DeadlineExceeded, Overloaded
+from firewall.serve.call import Call
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class _Item(Generic[Work, Result]):
+    work: Work
+    rows: int
+    deadline: float | None
+    queued: float
+    wake: threading.Event = field(default_factory=threading.Event)
+    leads: bool = False
+    done: bool = False
+    result: Result | None = None
+    error: BaseException | None = None
+
+
+class Batcher(Generic[Work, Result]):
+    """Runs queued work in batches, one batch at a time."""
+
+    def __init__(
+        self,
+        run: Callable[[list[Work]], list[Result]],
+        *,
+        batch_rows: int,
+        queue_rows: int,
+        observe: Callable[[int, float], None] = lambda rows, waited: None,
+    ) -> None:
+        """Nothing runs until `submit`.
+
+        Args:
+            run: one result for each piece of work; an exception is everyone's in the batch.
+            batch_rows: rows a batch holds at most; a larger piece of work runs alone.
+            queue_rows: rows that may wait; more is `Overloaded`.
+            observe: told rows of a batch and seconds that its first piece waited.
+
+        """
+        self._run = run
+        self._batch_rows = batch_rows
+        self._queue_rows = queue_rows
+        self._observe = observe
+        self._lock = threading.Lock()
+        self._queue: deque[_Item[Work, Result]] = deque()
+        self._queued = 0
+        self._busy = False
+        self._row_seconds = 0.0
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait now."""
+        return self._queued
+
+    def submit(self, work: Work, rows: int, call: Call) -> Result:
+        """Run the work with whatever else is queued; returns its result.
+
+        Raises:
+            Overloaded: the queue is full.
+            DeadlineExceeded: the call's deadline passed before its batch began or ended.
+            Cancelled: the caller went away.
+
+        """
+        now = time.monotonic()
+        if call.deadline is not None and call.deadline <= now:
+            raise DeadlineExceeded("the deadline passed before the request was computed")
+        item: _Item[Work, Result] = _Item(work, rows, call.deadline, now)
+        with self._lock:
+            if self._queue and self._queued + rows > self._queue_rows:
+                wait = max(0.05, self._queued * self._row_seconds)
+                raise Overloaded(
+                    f"the queue is full: {self._queued} rows wait, at most {self._queue_rows} may",
+                    retry_after=wait,
+                )
+            self._queue.append(item)
+            self._queued += rows
+            if not self._busy:
+                self._busy = item.leads = True
+        if not item.leads:
+            # Registered only by those who wait: a running batch is not interrupted.
+            if not call.on_cancel(lambda: self._abandon(item, Cancelled("the caller went away"))):
+                self._abandon(item, Cancelled("the caller went away"))
+            timeout = None if call.deadline is None else max(0.0, call.deadline - now)
+            if not item.wake.wait(timeout):
+                self._abandon(
+                    item,
+                    DeadlineExceeded("the deadline passed before the request was computed"),
+                )
+        if item.leads and not item.done:
+            self._lead(item)
+        if item.error is not None:
+            raise item.error
+        assert item.result is not None
+        return item.result
+
+    def _abandon(self, item: _Item[Work, Result], error: BaseException) -> None:
+        """Drop an item that nobody waits for; its row may be in a running batch all the same."""
+        with self._lock:
+            if item.done or item.leads:
+                return
+            item.done, item.error = True, error
+            if item in self._queue:
+                self._queue.remove(item)
+                self._queued -= item.rows
+        item.wake.set()
+
+    def _lead(self, own: _Item[Work, Result]) -> None:
+        try:
+            while not own.done:
+                batch = self._take()
+                if batch:
+                    self._work(batch)
+        finally:
+            with self._lock:
+                own.leads = False
+                # The oldest that still waits leads next.
+                if self._queue:
+                    heir = self._queue[0]
+                    heir.leads = True
+                    heir.wake.set()
+                else:
+                    self._busy = False
+
+    def _take(self) -> list[_Item[Work, Result]]:
+        """The next batch, less what is late by now."""
+        now = time.monotonic()
+        batch: list[_Item[Work, Result]] = []
+        rows = 0
+        with self._lock:
+            while self._queue:
+                item = self._queue[0]
+                late = item.deadline is not None and item.deadline <= now
+                if not late and batch and rows + item.rows > self._batch_rows:
+                    break
+                self._queue.popleft()
+                self._queued -= item.rows
+                if late:
+                    item.done = True
+                    item.error = DeadlineExceeded(
+                        "the deadline passed before the request was computed"
+                    )
+                    item.wake.set()
+                    continue
+                batch.append(item)
+                rows += item.rows
+        return batch
+
+    def _work(self, batch: list[_Item[Work, Result]]) -> None:
+        start = time.monotonic()
+        rows = sum(item.rows for item in batch)
+        error: BaseException | None = None
+        results: list[Result] = []
+        try:
+            self._observe(rows, start - batch[0].queued)
+            results = self._run([item.work for item in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for a batch of {len(batch)}")
+        except BaseException as raised:
+            error = raised
+        seconds = (time.monotonic() - start) / rows
+        with self._lock:
+            # A running mean, for the time that Overloaded asks clients to stay away.
+            self._row_seconds += 0.2 * (seconds - self._row_seconds)
+            for number, item in enumerate(batch):
+                if item.done:
+                    continue
+                item.done = True
+                if error is None:
+                    item.result = results[number]
+                else:
+                    item.error = error
+                item.wake.set()

@@ -1,0 +1,65 @@
+"""One remote call, as the data plane sees it."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from firewall.errors import Cancelled, DeadlineExceeded, InvalidInput
+
+_REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}\Z")
+
+
+@dataclass
+class Call:
+    """Who asks, until when, and under which id.
+
+    Attributes:
+        request_id: made by us until the message brings its own.
+        client: address without port.
+        deadline: `time.monotonic()` by which the answer is due; None is never.
+        on_cancel: registers what to do when the caller goes away; False when it already has.
+        active: False once the caller has gone away.
+
+    """
+
+    request_id: str
+    client: str
+    deadline: float | None
+    on_cancel: Callable[[Callable[[], None]], bool]
+    active: Callable[[], bool] = lambda: True
+
+    def check(self) -> None:
+        """Stop work that nobody waits for.
+
+        Raises:
+            DeadlineExceeded: the deadline has passed.
+            Cancelled: the caller went away.
+
+        """
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise DeadlineExceeded("the deadline passed before the request was computed")
+        if not self.active():
+            raise Cancelled("the caller went away")
+
+    @classmethod
+    def local(cls, timeout: float | None = None) -> Call:
+        """A call from this process."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return cls(uuid.uuid4().hex, "local", deadline, lambda _: True)
+
+    def name(self, field: str, request_id: str) -> None:
+        """Take the client's id, if it gave one.
+
+        Raises:
+            InvalidInput: over 128 characters, or not printable ASCII without spaces.
+
+        """
+        if not request_id:
+            return
+        if not _REQUEST_ID.match(request_id):
+            raise InvalidInput(field, "expected 1 to 128 printable ASCII characters without spaces")
+        self.request_id = request_id

@@ -1,0 +1,152 @@
+"""The boundary of our services: ids, metrics, and errors to status."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+from firewall.errors import InvalidInput, NotReady, Overloaded
+from firewall.serve.call import Call
+from firewall.serve.metrics import Metrics
+from firewall.serve.status import REQUEST_ID_KEY, to_status
+from firewall.serve.workers import Workers
+
+#: A handler of ours: the bytes of a request and its call to the bytes of an answer.
+RawMethod = Callable[[bytes, Call], bytes]
+
+
+class Boundary(grpc.ServerInterceptor):
+    """Wraps every method of the named services; others (health, reflection) pass untouched.
+
+    The methods it wraps are `RawMethod`s: instead of gRPC's context they get a `Call`. Requests
+    beyond the backlog are turned away before they take a thread, by threads of another pool, which
+    also keeps health and reflection answering while every worker is busy.
+    """
+
+    def __init__(
+        self,
+        services: frozenset[str],
+        metrics: Metrics,
+        draining: Callable[[], bool],
+        *,
+        workers: Workers,
+        backlog: int,
+        side: ThreadPoolExecutor,
+    ) -> None:
+        self._services = services
+        self._metrics = metrics
+        self._draining = draining
+        self._workers = workers
+        self._backlog = backlog
+        self._side = side
+        self._lock = threading.Lock()
+        self._running = 0
+
+    @property
+    def running(self) -> int:
+        """Requests of ours that a thread is answering."""
+        return self._running
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Any],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler that gRPC found for a call."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        service, _, method = handler_call_details.method.removeprefix("/").partition("/")
+        if service not in self._services:
+            return self._aside(handler)
+        full = self._workers.waiting >= self._backlog
+        run: RawMethod = self._refuse if full else handler.unary_unary
+
+        def behave(request: bytes, context: grpc.ServicerContext) -> bytes:
+            return self._call(service, method, run, request, context)
+
+        if full:
+            behave.experimental_thread_pool = self._side  # type: ignore[attr-defined]
+        return grpc.unary_unary_rpc_method_handler(behave)
+
+    def _refuse(self, request: bytes, call: Call) -> bytes:
+        raise Overloaded(f"the queue is full: {self._backlog} requests wait", retry_after=1.0)
+
+    def _aside(self, handler: Any) -> Any:
+        """The same handler, run by the side pool."""
+        for kind in ("unary_unary", "unary_stream", "stream_stream"):
+            inner = getattr(handler, kind)
+            if inner is None:
+                continue
+
+            def behave(request: Any, context: Any, inner: Any = inner) -> Any:
+                return inner(request, context)
+
+            behave.experimental_thread_pool = self._side  # type: ignore[attr-defined]
+            return handler._replace(**{kind: behave})
+        return handler
+
+    def _call(
+        self,
+        service: str,
+        method: str,
+        run: RawMethod,
+        request: bytes,
+        context: grpc.ServicerContext,
+    ) -> bytes:
+        start = time.perf_counter()
+        self._metrics.started(service, method)
+        call = _call_of(context)
+        failure = None
+        with self._lock:
+            self._running += 1
+        try:
+            _name_from_metadata(call, context)
+            if self._draining():
+                raise NotReady("the server is shutting down")
+            answer = run(request, call)
+        except Exception as error:
+            failure = to_status(error, call.request_id)
+        finally:
+            with self._lock:
+                self._running -= 1
+        code = "OK" if failure is None else failure.code.name
+        self._metrics.handled(service, method, code, time.perf_counter() - start)
+        if failure is not None:
+            context.abort_with_status(failure)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+        return answer
+
+
+def _call_of(context: grpc.ServicerContext) -> Call:
+    remaining = context.time_remaining()
+    # Without a deadline, gRPC says None or a number of years.
+    deadline = None if remaining is None or remaining > 1e7 else time.monotonic() + remaining
+
+    def on_cancel(callback: Callable[[], None]) -> bool:
+        return bool(context.add_callback(callback))
+
+    return Call(uuid.uuid4().hex, _address(context.peer()), deadline, on_cancel, context.is_active)
+
+
+def _name_from_metadata(call: Call, context: grpc.ServicerContext) -> None:
+    for key, value in context.invocation_metadata():
+        if key == REQUEST_ID_KEY:
+            if not isinstance(value, str):
+                raise InvalidInput(REQUEST_ID_KEY, "expected text")
+            call.name(REQUEST_ID_KEY, value)
+
+
+def _address(peer: str) -> str:
+    """`ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000` to the address alone."""
+    kind, _, rest = unquote(peer).partition(":")
+    if kind in ("ipv4", "ipv6"):
+        return rest.rpartition(":")[0].strip("[]")
+    return kind or "unknown"

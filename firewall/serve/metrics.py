@@ -1,0 +1,153 @@
+"""Prometheus metrics. The only place that knows prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from firewall.guard.verdict import Decision, Verdict
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_P = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        rpc = ("grpc_type", "grpc_service", "grpc_method")
+        self._started = Counter(
+            "grpc_server_started", "RPCs started on the server.", rpc, registry=self.registry
+        )
+        self._handled = Counter(
+            "grpc_server_handled",
+            "RPCs completed on the server, by status.",
+            (*rpc, "grpc_code"),
+            registry=self.registry,
+        )
+        self._handling = Histogram(
+            "grpc_server_handling_seconds",
+            "Time until the application had the answer of an RPC.",
+            rpc,
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._rows = Counter(
+            "firewall_rows",
+            "Rows by verdict, or unscreened.",
+            ("model", "verdict"),
+            registry=self.registry,
+        )
+        self._escalated = Counter(
+            "firewall_escalated_rows",
+            "Rows for which the expensive tier ran.",
+            ("model",),
+            registry=self.registry,
+        )
+        self._faults = Counter(
+            "firewall_fault_rows",
+            "Rows on which a stage failed.",
+            ("model",),
+            registry=self.registry,
+        )
+        self._p_value = Histogram(
+            "firewall_p_value",
+            "Conformal p-values of screened rows.",
+            ("model",),
+            buckets=_P,
+            registry=self.registry,
+        )
+        self._reasons = Counter(
+            "firewall_reasons",
+            "Rows that a detector spoke against.",
+            ("model", "detector"),
+            registry=self.registry,
+        )
+        self._batch = Histogram(
+            "firewall_batch_rows",
+            "Rows of a batch.",
+            ("model",),
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self.registry,
+        )
+        self._wait = Histogram(
+            "firewall_queue_wait_seconds",
+            "Time that the first request of a batch waited.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._queue = Gauge(
+            "firewall_queue_rows", "Rows that wait.", ("model",), registry=self.registry
+        )
+        self._stage = Histogram(
+            "firewall_stage_seconds",
+            "Time of a batch, by stage of the data plane.",
+            ("model", "stage"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._bundle = Gauge(
+            "firewall_bundle_info",
+            "1 for the bundle that is live.",
+            ("model", "version", "digest", "provider"),
+            registry=self.registry,
+        )
+        self._dropped = Counter(
+            "firewall_audit_dropped",
+            "Audit lines that could not be written.",
+            registry=self.registry,
+        )
+        self._ready = Gauge(
+            "firewall_ready", "1 when every model has passed its self-test.", registry=self.registry
+        )
+
+    def started(self, service: str, method: str) -> None:
+        """An RPC came in."""
+        self._started.labels("unary", service, method).inc()
+
+    def handled(self, service: str, method: str, code: str, seconds: float) -> None:
+        """An RPC was answered. `code` is the name of the gRPC status, such as OK."""
+        self._handled.labels("unary", service, method, code).inc()
+        self._handling.labels("unary", service, method).observe(seconds)
+
+    def decided(self, model: str, decision: Decision) -> None:
+        """A row got its verdict."""
+        screened = decision.p_value is not None or decision.fault
+        self._rows.labels(model, decision.verdict.value if screened else "unscreened").inc()
+        if decision.escalated:
+            self._escalated.labels(model).inc()
+        if decision.fault:
+            self._faults.labels(model).inc()
+        if decision.p_value is not None:
+            self._p_value.labels(model).observe(decision.p_value)
+        if decision.verdict is not Verdict.ACCEPT:
+            for reason in decision.reasons:
+                self._reasons.labels(model, reason).inc()
+
+    def batch(self, model: str, rows: int, waited: float) -> None:
+        """A batch began."""
+        self._batch.labels(model).observe(rows)
+        self._wait.labels(model).observe(waited)
+
+    def stage(self, model: str, stage: str, seconds: float) -> None:
+        """A stage of the data plane took its time."""
+        self._stage.labels(model, stage).observe(seconds)
+
+    def queue(self, model: str, rows: Callable[[], float]) -> None:
+        """Read the queue's depth whenever metrics are scraped."""
+        self._queue.labels(model).set_function(rows)
+
+    def bundle(self, model: str, version: str, digest: str, provider: str) -> None:
+        """A bundle is live."""
+        self._bundle.labels(model, version, digest[:12], provider).set(1)
+
+    def audit_dropped(self) -> None:
+        """An audit line could not be written."""
+        self._dropped.inc()
+
+    def ready(self, ready: bool) -> None:
+        """Readiness changed."""
+        self._ready.set(1.0 if ready else 0.0)

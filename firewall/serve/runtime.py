@@ -1,0 +1,219 @@
+"""The data plane: a validated batch in, decisions and outputs out. Knows no protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.bundle.manifest import Manifest
+from firewall.bundle.store import Bundle
+from firewall.errors import BundleMalformed, NotFound, NotReady, Unsupported
+from firewall.guard.calibration import Calibration
+from firewall.guard.compiled import CompiledGuard, Device
+from firewall.guard.live import LiveGuard, Plan
+from firewall.guard.policy import Policy
+from firewall.guard.preprocess import NUMPY_DTYPES
+from firewall.guard.selftest import SelfTest
+from firewall.guard.verdict import Answer
+from firewall.serve.audit import Audit
+from firewall.serve.batcher import Batcher
+from firewall.serve.call import Call
+from firewall.serve.metrics import Metrics
+
+
+def load_guard(
+    bundle: Bundle, policy: Policy, *, threads: int = 0, device: Device = "cpu"
+) -> LiveGuard:
+    """A guard from a checked bundle.
+
+    Raises:
+        BundleError: a graph or the calibration does not fit the manifest.
+        ConfigError: the policy asks for what the bundle does not have.
+        CalibrationError: the policy asks for a rate that cannot be promised.
+
+    """
+    manifest = bundle.manifest
+    if manifest.classifier.kind != "embedded":
+        raise Unsupported("bundle: guards around a remote classifier cannot be served yet")
+    calibration = Calibration.from_json(bundle.files["calibration.json"])
+    detectors = {stage.name for stage in manifest.guard.of("detector")}
+    if set(calibration.detectors) != detectors:
+        raise BundleMalformed(
+            f"calibration.json: detectors {', '.join(calibration.detectors)}; the manifest has "
+            f"{', '.join(sorted(detectors))}"
+        )
+    _ = bundle.labels  # of the right number, or an error now
+    read_selftest(bundle)
+    return LiveGuard(
+        CompiledGuard(bundle.files, threads=threads, device=device),
+        calibration,
+        policy,
+        model=manifest.name,
+        log_outputs=bool(manifest.guard.of("ensemble")),
+    )
+
+
+def read_selftest(bundle: Bundle) -> SelfTest:
+    """The self-test of a bundle.
+
+    Raises:
+        BundleMalformed: it does not fit the manifest.
+
+    """
+    stored = SelfTest.from_npz(bundle.files["selftest.npz"])
+    spec = bundle.manifest.input
+    if (
+        stored.wire.ndim != 4
+        or not len(stored.wire)
+        or stored.wire.shape[1:] != spec.shape
+        or stored.wire.dtype != NUMPY_DTYPES[spec.datatype]
+    ):
+        raise BundleMalformed(
+            f"selftest.npz: wire is {stored.wire.dtype} {list(stored.wire.shape)}; expected rows "
+            f"of {spec.datatype} {list(spec.shape)}"
+        )
+    return stored
+
+
+@dataclass(frozen=True)
+class _Rows:
+    wire: npt.NDArray[Any]
+    plans: tuple[Plan, ...]
+
+
+class ServedModel:
+    """One bundle, live under its name."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        guard: LiveGuard,
+        *,
+        metrics: Metrics,
+        audit: Audit,
+        batch_rows: int,
+        queue_rows: int,
+    ) -> None:
+        self.manifest: Manifest = bundle.manifest
+        self.labels = bundle.labels
+        self.guard = guard
+        self._selftest = read_selftest(bundle)
+        self._metrics = metrics
+        self._audit = audit
+        self._ready = False
+        self._batcher: Batcher[_Rows, Answer] = Batcher(
+            self._run,
+            batch_rows=batch_rows,
+            queue_rows=queue_rows,
+            observe=lambda rows, waited: metrics.batch(self.name, rows, waited),
+        )
+        metrics.queue(self.name, lambda: self._batcher.queued_rows)
+        metrics.bundle(self.name, self.manifest.version, bundle.digest, guard.compiled.provider)
+
+    @property
+    def name(self) -> str:
+        """Model name."""
+        return self.manifest.name
+
+    @property
+    def ready(self) -> bool:
+        """Whether the self-test has passed."""
+        return self._ready
+
+    def self_test(self) -> None:
+        """Compare with what the bundle recorded; ready afterwards.
+
+        Raises:
+            ParityError: this machine computes something else.
+
+        """
+        self._selftest.run(self.guard.compiled)
+        self._ready = True
+
+    def answer(self, wire: npt.NDArray[Any], call: Call) -> Answer:
+        """Screen a batch of one request, together with whatever else waits.
+
+        Args:
+            wire: [N, *input shape], validated.
+            call: whose it is.
+
+        """
+        if not self._ready:
+            raise NotReady(f"model {self.name!r} has not passed its self-test yet")
+        plan = self.guard.plan(call.client)
+        answer = self._batcher.submit(_Rows(wire, (plan,) * len(wire)), len(wire), call)
+        for row, decision in enumerate(answer.decisions):
+            self._metrics.decided(self.name, decision)
+            self._audit.decided(
+                request_id=call.request_id,
+                client=call.client,
+                model=self.name,
+                version=self.manifest.version,
+                policy=self.guard.policy.digest,
+                row=row,
+                decision=decision,
+            )
+        return answer
+
+    def _run(self, work: list[_Rows]) -> list[Answer]:
+        start = time.perf_counter()
+        if len(work) == 1:
+            answers = [self.guard.screen(work[0].wire, work[0].plans)]
+        else:
+            wire = np.concatenate([rows.wire for rows in work])
+            plans = [plan for rows in work for plan in rows.plans]
+            whole = self.guard.screen(wire, plans)
+            answers, first = [], 0
+            for rows in work:
+                last = first + len(rows.wire)
+                answers.append(Answer(whole.decisions[first:last], whole.outputs[first:last]))
+                first = last
+        self._metrics.stage(self.name, "guard", time.perf_counter() - start)
+        return answers
+
+
+class Models:
+    """What is served, by name."""
+
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        self._models = dict(models)
+
+    def __iter__(self) -> Any:
+        return iter(self._models.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model has passed its self-test."""
+        return all(model.ready for model in self._models.values())
+
+    def get(self, name: str, version: str = "", *, default: bool = False) -> ServedModel:
+        """The model of that name.
+
+        Args:
+            name: as asked for.
+            version: as asked for; empty is the live one.
+            default: whether an empty name means the only model.
+
+        Raises:
+            NotFound: another name or version.
+
+        """
+        if not name and default and len(self._models) == 1:
+            (model,) = self._models.values()
+        else:
+            found = self._models.get(name)
+            if found is None:
+                known = ", ".join(sorted(self._models))
+                raise NotFound(f"model_name: {name[:128]!r} is not served; served: {known}")
+            model = found
+        if version and version != model.manifest.version:
+            raise NotFound(
+                f"model_version: {version[:64]!r} of {model.name!r} is not served; served: "
+                f"{model.manifest.version}"
+            )
+        return model

@@ -1,0 +1,178 @@
+"""Puts a server together, and takes it apart without losing a request."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import cast
+
+import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from firewall.errors import ConfigError
+from firewall.serve.codec import Limits
+from firewall.serve.http import HttpServer
+from firewall.serve.interceptors import Boundary
+from firewall.serve.metrics import Metrics
+from firewall.serve.runtime import Models
+from firewall.serve.services import (
+    NATIVE,
+    OPEN_INFERENCE,
+    FirewallService,
+    OpenInferenceService,
+    generic_handler,
+)
+from firewall.serve.workers import Workers
+from firewall.wire import firewall_pb2, open_inference_pb2
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server listens.
+
+    Attributes:
+        host: address to bind.
+        port: gRPC; 0 takes a free one.
+        http_port: /metrics, /healthz and /readyz; 0 takes a free one.
+        max_message: bytes of one message, both ways.
+        threads: requests that are handled at a time.
+        backlog: requests that may wait for a thread; more are refused.
+        side_threads: for health, reflection and refusals.
+        grace: seconds that running requests get when the server stops.
+        limits: what one request may hold.
+
+    """
+
+    host: str = "0.0.0.0"
+    port: int = 8081
+    http_port: int = 8082
+    max_message: int = 64 << 20
+    threads: int = 32
+    backlog: int = 256
+    side_threads: int = 8
+    grace: float = 15.0
+    limits: Limits = field(default_factory=Limits)
+
+
+class Server:
+    """Both services, health, reflection and HTTP over one set of models."""
+
+    def __init__(self, models: Models, settings: Settings, metrics: Metrics) -> None:
+        """Bind every port. Nothing is ready before `start`.
+
+        Raises:
+            ConfigError: a port cannot be bound.
+
+        """
+        self._models = models
+        self._settings = settings
+        self._metrics = metrics
+        self._draining = threading.Event()
+        names = (NATIVE.full_name, OPEN_INFERENCE.full_name)
+        self._services: Sequence[str] = ("", *names)
+        self._workers = Workers(settings.threads, "rpc")
+        self._boundary = Boundary(
+            frozenset(names),
+            metrics,
+            self._draining.is_set,
+            workers=self._workers,
+            backlog=settings.backlog,
+            side=ThreadPoolExecutor(settings.side_threads, thread_name_prefix="side"),
+        )
+        self._server = grpc.server(
+            cast(ThreadPoolExecutor, self._workers),
+            interceptors=[self._boundary],
+            # A last resort, well above the backlog, which refuses with RetryInfo.
+            maximum_concurrent_rpcs=settings.threads + settings.backlog + 1024,
+            options=(
+                # Off: a compressed message is inflated before its size is checked.
+                ("grpc.compression_enabled_algorithms_bitset", 1),
+                ("grpc.max_receive_message_length", settings.max_message),
+                ("grpc.max_send_message_length", settings.max_message),
+                # Off: two servers on one port would share its requests without a word.
+                ("grpc.so_reuseport", 0),
+            ),
+        )
+        self._server.add_generic_rpc_handlers(
+            (
+                generic_handler(NATIVE, FirewallService(models, settings.limits)),
+                generic_handler(OPEN_INFERENCE, OpenInferenceService(models, settings.limits)),
+            )
+        )
+        self._health = health.HealthServicer()
+        # The stock servicer starts as SERVING.
+        self._set_health(_NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, _pool()
+        )
+        address = f"{settings.host}:{settings.port}"
+        try:
+            self.port: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"--port: {address} cannot be bound; is it in use?") from error
+        self._http = HttpServer(settings.host, settings.http_port, metrics.registry, self.ready)
+        self.http_port = self._http.port
+
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return self._models.ready and not self._draining.is_set()
+
+    def start(self) -> None:
+        """Listen, run every model's self-test, and then say SERVING.
+
+        Raises:
+            ParityError: a self-test failed; the server is stopped.
+
+        """
+        self._metrics.ready(False)
+        self._server.start()
+        try:
+            for model in self._models:
+                model.self_test()
+        except BaseException:
+            self.stop(grace=0.0)
+            raise
+        self._set_health(_SERVING)
+        self._metrics.ready(True)
+
+    def stop(self, grace: float | None = None) -> None:
+        """Refuse new requests, let running ones end, and free the ports.
+
+        Args:
+            grace: seconds for running requests; the settings' when None.
+
+        """
+        self._draining.set()
+        self._metrics.ready(False)
+        self._health.enter_graceful_shutdown()
+        stopped = self._server.stop(self._settings.grace if grace is None else grace)
+        # A client that watches health would keep the server for the whole grace.
+        while not stopped.wait(0.05):
+            if self._boundary.running == 0 and self._workers.waiting == 0:
+                # A second more for answers that are on their way out.
+                self._server.stop(min(1.0, self._settings.grace)).wait()
+                break
+        self._http.close()
+
+    def _set_health(self, status: int) -> None:
+        for name in self._services:
+            self._health.set(name, status)
+
+
+def _pool() -> DescriptorPool:
+    """Descriptors of everything that is served: ours live in a pool of our own."""
+    pool = DescriptorPool()
+    for module in (firewall_pb2, open_inference_pb2, health_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    pool.AddSerializedFile(reflection_pb2.DESCRIPTOR.serialized_pb)
+    return pool

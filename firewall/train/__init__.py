@@ -1,0 +1,1 @@
+"""How a guard is made."""

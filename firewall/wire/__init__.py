@@ -1,0 +1,1 @@
+"""Generated protobuf messages (see `protos/generate.py`)."""

@@ -1,0 +1,1 @@
+"""Built-in denoisers, one a file."""

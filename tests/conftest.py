@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from firewall.bundle.signing import Signer
+from firewall.bundle.store import Bundle, open_bundle
+from firewall.stages.registry import Registry
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keys of the user who runs the tests are left alone; so is the cache, unless CI names one."""
+    folder = tmp_path_factory.mktemp("user")
+    before = {key: os.environ.get(key) for key in ("FIREWALL_CONFIG_DIR", "FIREWALL_CACHE_DIR")}
+    os.environ["FIREWALL_CONFIG_DIR"] = str(folder / "config")
+    os.environ["FIREWALL_CACHE_DIR"] = str(folder / "cache")
+    yield
+    for key, value in before.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    return Registry.discover()
+
+
+@pytest.fixture(scope="session")
+def signer() -> Signer:
+    return Signer.generate()
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory, signer: Signer) -> Path:
+    """A signed bundle that no test may change."""
+    from tests.support.tiny import build_tiny
+
+    return build_tiny(tmp_path_factory.mktemp("bundles") / "tiny", signer)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path: Path, signer: Signer) -> Bundle:
+    return open_bundle(tiny_path, {signer.public})
+
+
+@pytest.fixture
+def tiny_copy(tiny_path: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Copies of the bundle, to be damaged."""
+
+    def copy() -> Path:
+        target = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(tiny_path, target)
+        return target
+
+    return copy

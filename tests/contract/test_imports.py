@@ -1,0 +1,99 @@
+"""Who may import whom, read from the source and from a running interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import firewall_plugins
+import pytest
+
+import firewall
+
+ROOT = Path(firewall.__file__).parent
+PLUGINS = Path(firewall_plugins.__file__).parent
+
+#: Folder or file -> what it must not import. Prefixes of dotted names.
+FORBIDDEN: dict[str, tuple[str, ...]] = {
+    "errors.py": ("firewall", "grpc", "torch", "numpy"),
+    "stages": ("firewall.guard", "firewall.bundle", "firewall.serve", "firewall.attack",
+               "firewall.train", "firewall.client", "firewall.cli", "grpc", "onnxruntime",
+               "prometheus_client"),
+    "guard": ("firewall.bundle", "firewall.serve", "firewall.attack", "firewall.train",
+              "firewall.client", "firewall.cli", "grpc", "prometheus_client"),
+    "bundle": ("torch", "grpc", "firewall.serve", "firewall.attack", "firewall.train",
+               "firewall.stages", "firewall.client", "firewall.cli", "prometheus_client"),
+    "serve": ("torch", "onnx", "firewall.attack", "firewall.train", "firewall.stages",
+              "firewall.client", "firewall.cli", "firewall.demo", "firewall.guard.graph",
+              "firewall.guard.compile", "firewall.guard.assemble", "firewall.guard.parity"),
+    "attack": ("firewall.serve", "firewall.train", "firewall.cli", "grpc", "prometheus_client"),
+    "train": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
+    "demo": ("firewall.serve", "firewall.cli", "grpc"),
+    "client.py": ("firewall.serve", "firewall.stages", "firewall.train", "firewall.attack",
+                  "torch", "onnxruntime", "prometheus_client"),
+}  # fmt: skip
+#: Modules of `guard` that a server imports.
+TORCH_FREE = ("spec", "compiled", "calibration", "policy", "verdict", "live", "preprocess",
+              "selftest", "offline")  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def breaches(path: Path, forbidden: tuple[str, ...]) -> list[str]:
+    return [
+        f"{path.name} imports {name}"
+        for name in sorted(imports(path))
+        if any(name == prefix or name.startswith(prefix + ".") for prefix in forbidden)
+    ]
+
+
+@pytest.mark.parametrize("place", FORBIDDEN)
+def test_layers(place: str) -> None:
+    path = ROOT / place
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    assert files
+    assert [line for file in files for line in breaches(file, FORBIDDEN[place])] == []
+
+
+def test_plugins_import_nothing_of_the_firewall_but_stages() -> None:
+    names = {name for path in PLUGINS.rglob("*.py") for name in imports(path)}
+    ours = {name for name in names if name.startswith("firewall.")}
+    assert ours
+    assert {name for name in ours if not name.startswith("firewall.stages.")} == set()
+
+
+def test_prometheus_is_known_to_metrics_and_http_alone() -> None:
+    knowing = {
+        path.name
+        for path in (ROOT / "serve").glob("*.py")
+        if any(name.startswith("prometheus_client") for name in imports(path))
+    }
+    assert knowing == {"metrics.py", "http.py"}
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "firewall.serve.server",
+        "firewall.client",
+        "firewall.bundle.store",
+        "firewall.train.default_recipe",
+        ", ".join(f"firewall.guard.{name}" for name in TORCH_FREE),
+    ],
+)
+def test_no_torch_is_loaded(modules: str) -> None:
+    code = f"import {modules}, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

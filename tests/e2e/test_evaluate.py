@@ -1,0 +1,149 @@
+"""`firewall evaluate` on a bundle, from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from firewall.bundle.signing import Signer
+from firewall.testing import images
+from firewall.train.evaluate import flags
+from tests.support.tiny import TinyClassifier
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with the labels that the bare classifier gives them: all right when clean."""
+    x = images(20, seed=80)
+    with torch.no_grad():
+        y = TinyClassifier()(x).logits.argmax(1)
+    path = tmp_path_factory.mktemp("data") / "data.npz"
+    np.savez(path, x=x.numpy(), y=y.numpy())
+    return path
+
+
+@pytest.fixture
+def run(tiny_path: Path, signer: Signer, tmp_path: Path) -> object:
+    key = tmp_path / "signer.pub"
+    key.write_text(signer.public)
+
+    def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "firewall", "evaluate", str(tiny_path), "--trust", str(key),
+                "--steps", "10", "--queries", "60", "--false-positive-rate", "0.05", *arguments,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return evaluate
+
+
+def test_the_full_suite_and_its_resumption(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "out"
+    arguments = ("--data", str(data), "--eps", "0.2", "--out", str(out), "--json")
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    assert result == json.loads((out / "evaluation.json").read_text())
+    assert result["n"] == 20
+    knowledge = {one["knowledge"] for one in result["attacks"]}
+    assert knowledge == {"oblivious", "black-box", "adaptive"}
+    by_name = {one["name"]: one for one in result["attacks"]}
+    # At this radius an undefended network falls to every gradient.
+    assert by_name["APGD-CE"]["fooled_bare_rate"] == 1.0
+    assert 0 < by_name["Square"]["queries"] <= 60
+    adaptive = max(one["success_rate"] for one in result["attacks"] if "adaptive" in one["name"])
+    oblivious = max(
+        one["success_rate"] for one in result["attacks"] if one["knowledge"] == "oblivious"
+    )
+    assert adaptive >= oblivious
+    # The worst case is over all attacks together, row by row.
+    worst = result["worst_case"]
+    assert worst["robust_accuracy"] == pytest.approx(np.mean(worst["per_example"]))
+    assert worst["robust_accuracy"] <= min(one["robust_accuracy"] for one in result["attacks"])
+    assert worst["robust_accuracy"] <= result["clean"]["accepted_and_correct"]["value"]
+
+    # Killed in the middle: some shards and the result are gone. The same command, the same numbers.
+    (out / "evaluation.json").unlink()
+    for path in sorted((out / "shards").glob("*.json"))[3::2]:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "shards").glob("*.json")}
+    again = json.loads(run(*arguments).stdout)
+    for one in (*result["attacks"], *again["attacks"]):
+        del one["seconds"]
+    assert again == result
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+def test_another_evaluation_in_the_folder_is_left_alone(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = str(tmp_path / "out")
+    common = ("--data", str(data), "--out", out, "--suite", "static", "--n", "4")
+    assert run(*common, "--eps", "0.1").returncode == 0
+    refused = run(*common, "--eps", "0.2")
+    assert refused.returncode == 2
+    assert "holds another evaluation" in refused.stderr
+
+
+def test_without_an_adaptive_attack_it_says_so(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run("--data", str(data), "--suite", "static", "--n", "4", "--out", str(tmp_path / "o"))
+    assert done.stdout.startswith("WARNING: no adaptive attack")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--suite", "everything"), "--suite: 'everything'; expected one of static"),
+        (("--eps", "-0.1"), "--eps: -0.1; expected a positive radius"),
+        (("--norm", "l7"), "--norm: 'l7'; expected linf or l2"),
+        (("--data", "nothing.npz"), "nothing.npz cannot be read"),
+        (("--data", "BAD"), "labels 0 to 10; expected 0 to 9"),
+        (("--data", "SHORT"), "expected one label for 3 rows"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_leaves_nothing(  # type: ignore[no-untyped-def]
+    arguments: tuple[str, str], words: str, run, data: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "bad.npz", x=images(3).numpy(), y=np.array([0, 10, 2]))
+    np.savez(tmp_path / "short.npz", x=images(3).numpy(), y=np.array([0, 1]))
+    named = {"BAD": str(tmp_path / "bad.npz"), "SHORT": str(tmp_path / "short.npz")}
+    out = tmp_path / "out"
+    chosen = {"--data": str(data)} | {arguments[0]: named.get(arguments[1], arguments[1])}
+    flat = [word for pair in chosen.items() for word in pair]
+    done = run(*flat, "--out", str(out))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (out / "evaluation.json").exists()
+    assert not (out / "request.json").exists()
+
+
+def entry(name: str, knowledge: str, success: float, fooled: float) -> dict[str, object]:
+    return {
+        "name": name, "knowledge": knowledge, "success_rate": success, "fooled_bare_rate": fooled,
+    }  # fmt: skip
+
+
+def test_flags() -> None:
+    sound = [
+        entry("PGD-50", "oblivious", 0.1, 0.8),
+        entry("APGD-CE", "oblivious", 0.1, 0.82),
+        entry("Square", "black-box", 0.3, 0.5),
+        entry("adaptive", "adaptive", 0.9, 0.9),
+    ]
+    assert flags(sound) == []
+    masked = [sound[0] | {"fooled_bare_rate": 0.2}, *sound[1:]]
+    assert "gradient masking" in flags(masked)[0]
+    weak = [*sound[:3], sound[3] | {"success_rate": 0.2}]
+    assert "black box beats white box: 30% of rows against 20%" in flags(weak)[0]

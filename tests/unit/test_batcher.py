@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from firewall.errors import Cancelled, DeadlineExceeded, Overloaded
+from firewall.serve.batcher import Batcher
+from firewall.serve.call import Call
+
+
+class Gate:
+    """Work that blocks until it is let go, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, work: list[int]) -> list[int]:
+        self.batches.append(work)
+        self.entered.set()
+        assert self.open.wait(10)
+        return [-number for number in work]
+
+
+def batcher(gate: Callable[[list[int]], list[int]], **options: int) -> Batcher[int, int]:
+    return Batcher(gate, **({"batch_rows": 8, "queue_rows": 16} | options))
+
+
+def waiting(one: Batcher[int, int], rows: int) -> None:
+    for _ in range(1000):
+        if one.queued_rows == rows:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"{one.queued_rows} rows wait, expected {rows}")
+
+
+def test_each_gets_its_own_result_whoever_leads() -> None:
+    one = batcher(lambda work: [-number for number in work], queue_rows=10_000)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda n: one.submit(n, 1, Call.local()), range(2000)))
+    assert found == [-number for number in range(2000)]
+    assert one.queued_rows == 0
+
+
+def test_what_waits_is_run_together_and_in_order() -> None:
+    gate = Gate()
+    one = batcher(gate, batch_rows=3)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(one.submit, 0, 1, Call.local())]
+        assert gate.entered.wait(5)
+        for number in range(1, 6):
+            futures.append(pool.submit(one.submit, number, 1, Call.local()))
+            waiting(one, number)
+        gate.open.set()
+        assert [future.result(5) for future in futures] == [0, -1, -2, -3, -4, -5]
+    assert gate.batches == [[0], [1, 2, 3], [4, 5]]
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    gate = Gate()
+    one = batcher(gate, queue_rows=4)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(one.submit, 1, 1, Call.local())
+        assert gate.entered.wait(5)
+        second = pool.submit(one.submit, 2, 4, Call.local())
+        waiting(one, 4)
+        with pytest.raises(Overloaded, match="4 rows wait, at most 4") as caught:
+            one.submit(3, 1, Call.local())
+        assert caught.value.retry_after > 0
+        gate.open.set()
+        assert (first.result(5), second.result(5)) == (-1, -2)
+
+
+def test_a_deadline_that_passes_in_the_queue_costs_no_inference() -> None:
+    gate = Gate()
+    one = batcher(gate)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(one.submit, 1, 1, Call.local())
+        assert gate.entered.wait(5)
+        with pytest.raises(DeadlineExceeded):
+            one.submit(2, 1, Call.local(timeout=0.05))
+        assert one.queued_rows == 0
+        gate.open.set()
+        assert first.result(5) == -1
+    assert gate.batches == [[1]]
+
+
+def test_a_deadline_that_has_passed_is_not_queued() -> None:
+    with pytest.raises(DeadlineExceeded):
+        batcher(lambda work: work).submit(1, 1, Call.local(timeout=-1))
+
+
+def test_a_caller_who_goes_away_frees_the_slot() -> None:
+    gate = Gate()
+    one = batcher(gate)
+    leave: list[Callable[[], None]] = []
+
+    def register(callback: Callable[[], None]) -> bool:
+        leave.append(callback)
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(one.submit, 1, 1, Call.local())
+        assert gate.entered.wait(5)
+        second = pool.submit(one.submit, 2, 1, Call("id", "client", None, register))
+        waiting(one, 1)
+        leave[0]()
+        with pytest.raises(Cancelled):
+            second.result(5)
+        assert one.queued_rows == 0
+        gate.open.set()
+        assert first.result(5) == -1
+    assert gate.batches == [[1]]
+
+
+def test_an_exception_reaches_everyone_in_the_batch_and_the_next_batch_runs() -> None:
+    gate = Gate()
+    calls: list[int] = []
+
+    def work(batch: list[int]) -> list[int]:
+        calls.append(len(batch))
+        gate(batch)
+        if len(batch) == 2:
+            raise RuntimeError("broken")
+        return batch
+
+    one = batcher(work)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(one.submit, 1, 1, Call.local())
+        assert gate.entered.wait(5)
+        others = [pool.submit(one.submit, number, 1, Call.local()) for number in (2, 3)]
+        waiting(one, 2)
+        gate.open.set()
+        assert first.result(5) == 1
+        for other in others:
+            with pytest.raises(RuntimeError, match="broken"):
+                other.result(5)
+    assert one.submit(4, 1, Call.local()) == 4
+    assert calls == [1, 2, 1]
+
+
+def test_a_batch_larger_than_the_limit_runs_alone() -> None:
+    one = batcher(lambda work: work, batch_rows=2)
+    assert one.submit(7, 50, Call.local()) == 7

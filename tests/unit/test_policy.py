@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from firewall.errors import ConfigError
+from firewall.guard.policy import Policy
+
+NAMES = ("cheap", "dear")
+
+
+def test_defaults_refuse_one_in_a_hundred_and_disclose_nothing() -> None:
+    policy = Policy()
+    assert (policy.mode, policy.sample, policy.false_positive_rate) == ("enforce", 100, 0.01)
+    assert (policy.on_fault, policy.disclose, policy.outputs) == ("reject", "verdict", "full")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('mode = "block"', ["mode", "block"]),
+        ("false_positive_rate = 0", ["false_positive_rate", "0"]),
+        ("sample = 101", ["sample", "101"]),
+        ("paranoia = 5", ["paranoia", "5"]),
+        ('surprise = "x"', ["surprise"]),
+        ('[[exclusions]]\nid = "x"', ["exclusions.0", "names no model, client or detector"]),
+        ("mode = ", ["not TOML"]),
+    ],
+)
+def test_a_wrong_policy_is_named(text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Policy.parse(text)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml cannot be read"):
+        Policy.load(tmp_path / "nothing.toml")
+
+
+def test_the_first_level_of_paranoia_has_cheap_statistics_only() -> None:
+    assert Policy(paranoia=1).active(NAMES, 1, "m", "c") == {"cheap"}
+    assert Policy(paranoia=2).active(NAMES, 1, "m", "c") == {"cheap", "dear"}
+
+
+@pytest.mark.parametrize(
+    ("exclusion", "expected"),
+    [
+        ('detector = "dear"', {"cheap"}),
+        ('detector = "dear"\nmodel = "m"', {"cheap"}),
+        ('detector = "dear"\nmodel = "other"', {"cheap", "dear"}),
+        ('client = "10.0.0.1"', None),
+        ('client = "10.0.0.2"', {"cheap", "dear"}),
+        ('model = "m"', None),
+    ],
+)
+def test_exclusions(exclusion: str, expected: set[str] | None) -> None:
+    policy = Policy.parse(f'[[exclusions]]\nid = "e1"\n{exclusion}')
+    assert policy.active(NAMES, 1, "m", "10.0.0.1") == expected
+
+
+def test_the_digest_names_the_policy() -> None:
+    assert Policy().digest == Policy().digest
+    assert Policy().digest != Policy(mode="monitor").digest
