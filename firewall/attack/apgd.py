@@ -1,13 +1,15 @@
 """Auto-PGD: no step size to choose (Croce, Hein 2020, arXiv:2003.01690).
 
 Momentum steps of twice the radius, halved at checkpoints where the loss stalls, each time going
-back to the best point. With DLR it sees through logits that are scaled to mask the gradient.
+back to the best point. With DLR it sees through logits that are scaled to mask the gradient. A row
+that is broken leaves the batch: what stands is what costs.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from firewall.attack.norms import Linf, Norm
 
 #: Momentum and the least share of steps between checkpoints that must raise the loss (section 3).
 _ALPHA, _RHO = 0.75, 0.75
+
+#: Logits [M, K] of rows (indices [M] into the batch) to what is raised, [M].
+_Goal = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,73 +58,13 @@ class AutoPGD:
             best point seen.
 
         """
-        generator = torch.Generator().manual_seed(seed)
-        best = x.clone()
-        open_rows = torch.arange(len(x), device=x.device)
-        for _ in range(self.restarts):
-            found, broken = self._run(model, x[open_rows], label[open_rows], self.loss, generator)
-            best[open_rows] = found
-            open_rows = open_rows[~broken]
-            if not len(open_rows):
-                break
-        return best
-
-    def _run(
-        self, model: Model, x: Tensor, label: Tensor, loss: Loss, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """One run: best points [N, ...] and which rows are broken [N]."""
-        checkpoints = _checkpoints(self.steps)
-        rows = len(x)
-        point = self._inside(x, x + self.norm.start(x, self.radius, generator))
-        previous = point
-        value, gradient, wrong = _evaluate(model, point, label, loss)
-        best, best_value, best_gradient = point.clone(), value.clone(), gradient.clone()
-        broken = wrong.clone()
-        result = point.clone()
-        step = torch.full((rows,), 2.0 * self.radius, device=x.device)
-        raised = torch.zeros(rows, device=x.device)
-        last_step, last_best = step.clone(), best_value.clone()
-        since = 0
-        for number in range(1, self.steps):
-            ahead = self._inside(x, point + step.view(-1, 1, 1, 1) * self.norm.direction(gradient))
-            alpha = 1.0 if number == 1 else _ALPHA
-            moved = self._inside(
-                x, point + alpha * (ahead - point) + (1.0 - alpha) * (point - previous)
-            )
-            previous, point = point, moved
-            before = value
-            value, gradient, wrong = _evaluate(model, point, label, loss)
-            result[wrong & ~broken] = point[wrong & ~broken]
-            broken |= wrong
-            if bool(broken.all()):
-                break
-            raised += (value > before).float()
-            better = value > best_value
-            best[better], best_value[better] = point[better], value[better]
-            best_gradient[better] = gradient[better]
-            since += 1
-            if number in checkpoints:
-                stalled = raised < _RHO * since
-                stuck = (step == last_step) & (best_value <= last_best)
-                halve = stalled | stuck
-                last_step, last_best = step.clone(), best_value.clone()
-                step = torch.where(halve, step / 2.0, step)
-                point = torch.where(halve.view(-1, 1, 1, 1), best, point)
-                gradient = torch.where(halve.view(-1, 1, 1, 1), best_gradient, gradient)
-                value = torch.where(halve, best_value, value)
-                previous = torch.where(halve.view(-1, 1, 1, 1), best, previous)
-                raised.zero_()
-                since = 0
-        result[~broken] = best[~broken]
-        return result, broken
-
-    def _inside(self, x: Tensor, point: Tensor) -> Tensor:
-        return (x + self.norm.project(point - x, self.radius)).clamp(0.0, 1.0)
+        goals: list[_Goal] = [lambda logits, rows: self.loss(logits, label[rows])] * self.restarts
+        return _runs(model, x, label, goals, self.radius, self.steps, self.norm, seed)
 
 
 @dataclass(frozen=True)
 class TargetedAutoPGD:
-    """APGD-T: one run of targeted DLR towards each of the most likely wrong classes.
+    """APGD with targeted DLR, once for each of the likeliest wrong classes.
 
     Attributes:
         radius: of the ball.
@@ -136,23 +81,143 @@ class TargetedAutoPGD:
 
     def __call__(self, model: Model, x: Tensor, label: Tensor, *, seed: int = 0) -> Tensor:
         """As `AutoPGD`."""
-        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             logits = model(x)
-        order = logits.scatter(1, label[:, None], -torch.inf).argsort(dim=1, descending=True)
-        best = x.clone()
-        open_rows = torch.arange(len(x), device=x.device)
-        inner = AutoPGD(self.radius, self.steps, self.norm)
-        for rank in range(min(self.targets, logits.shape[1] - 1)):
-            target = order[open_rows, rank]
-            found, broken = inner._run(
-                model, x[open_rows], label[open_rows], aimed_dlr(target), generator
-            )
-            best[open_rows] = found
-            open_rows = open_rows[~broken]
-            if not len(open_rows):
-                break
-        return best
+        others = logits.scatter(1, label[:, None], -torch.inf).argsort(dim=1, descending=True)
+
+        def towards(target: Tensor) -> _Goal:
+            return lambda logits, rows: aimed_dlr(target[rows])(logits, label[rows])
+
+        count = min(self.targets, logits.shape[1] - 1)
+        goals = [towards(others[:, rank]) for rank in range(count)]
+        return _runs(model, x, label, goals, self.radius, self.steps, self.norm, seed)
+
+
+@dataclass
+class _Standing:
+    """Rows that are not broken yet, and where each of them is. All tensors are [M, ...]."""
+
+    rows: Tensor
+    x: Tensor
+    point: Tensor
+    previous: Tensor
+    value: Tensor
+    gradient: Tensor
+    best: Tensor
+    best_value: Tensor
+    best_gradient: Tensor
+    step: Tensor
+    last_step: Tensor
+    last_best: Tensor
+    raised: Tensor
+
+    def keep(self, going: Tensor) -> None:
+        """Forget the other rows."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name)[going])
+
+
+def _runs(
+    model: Model,
+    x: Tensor,
+    label: Tensor,
+    goals: list[_Goal],
+    radius: float,
+    steps: int,
+    norm: Norm,
+    seed: int,
+) -> Tensor:
+    """One run for each goal, on the rows that the runs before have not broken."""
+    generator = torch.Generator().manual_seed(seed)
+    result = x.clone()
+    rows = torch.arange(len(x), device=x.device)
+    for goal in goals:
+        broken = _run(model, x, label, rows, goal, radius, steps, norm, generator, result)
+        rows = rows[~broken[rows]]
+        if not len(rows):
+            break
+    return result
+
+
+def _run(
+    model: Model,
+    x: Tensor,
+    label: Tensor,
+    rows: Tensor,
+    goal: _Goal,
+    radius: float,
+    steps: int,
+    norm: Norm,
+    generator: torch.Generator,
+    result: Tensor,
+) -> Tensor:
+    """Work on some rows, write what was found into `result`, and say what is broken: [N]."""
+
+    def inside(clean: Tensor, point: Tensor) -> Tensor:
+        return (clean + norm.project(point - clean, radius)).clamp(0.0, 1.0)
+
+    def look(point: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value [M], its gradient, and which rows are misclassified [M]."""
+        point = point.detach().requires_grad_(True)
+        logits = model(point)
+        value = goal(logits, where)
+        (gradient,) = torch.autograd.grad(value.sum(), point)
+        return value.detach(), gradient, logits.detach().argmax(dim=1) != label[where]
+
+    broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def leave(wrong: Tensor) -> None:
+        """Rows that are broken here are done."""
+        if bool(wrong.any()):
+            result[now.rows[wrong]] = now.point[wrong]
+            broken[now.rows[wrong]] = True
+            now.keep(~wrong)
+
+    checkpoints = _checkpoints(steps)
+    clean = x[rows]
+    point = inside(clean, clean + norm.start(clean, radius, generator))
+    value, gradient, wrong = look(point, rows)
+    step = torch.full((len(rows),), 2.0 * radius, device=x.device)
+    now = _Standing(
+        rows=rows, x=clean, point=point, previous=point, value=value, gradient=gradient,
+        best=point, best_value=value, best_gradient=gradient,
+        step=step, last_step=step, last_best=value, raised=torch.zeros_like(value),
+    )  # fmt: skip
+    leave(wrong)
+    since = 0
+    for number in range(1, steps):
+        if not len(now.rows):
+            break
+        ahead = inside(now.x, now.point + _wide(now.step) * norm.direction(now.gradient))
+        alpha = 1.0 if number == 1 else _ALPHA
+        moved = now.point + alpha * (ahead - now.point) + (1 - alpha) * (now.point - now.previous)
+        before = now.value
+        now.previous, now.point = now.point, inside(now.x, moved)
+        now.value, now.gradient, wrong = look(now.point, now.rows)
+        now.raised = now.raised + (now.value > before).float()
+        leave(wrong)
+        better = now.value > now.best_value
+        now.best = torch.where(_wide(better), now.point, now.best)
+        now.best_gradient = torch.where(_wide(better), now.gradient, now.best_gradient)
+        now.best_value = torch.where(better, now.value, now.best_value)
+        since += 1
+        if number in checkpoints:
+            stuck = (now.step == now.last_step) & (now.best_value <= now.last_best)
+            halve = (now.raised < _RHO * since) | stuck
+            now.last_step, now.last_best = now.step, now.best_value
+            now.step = torch.where(halve, now.step / 2.0, now.step)
+            now.value = torch.where(halve, now.best_value, now.value)
+            now.point = torch.where(_wide(halve), now.best, now.point)
+            now.previous = torch.where(_wide(halve), now.best, now.previous)
+            now.gradient = torch.where(_wide(halve), now.best_gradient, now.gradient)
+            now.raised = torch.zeros_like(now.raised)
+            since = 0
+    result[now.rows] = now.best
+    return broken
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows.view(-1, 1, 1, 1)
 
 
 def _checkpoints(steps: int) -> set[int]:
@@ -162,14 +227,3 @@ def _checkpoints(steps: int) -> set[int]:
         width = max(width - 0.03, 0.06)
         places.append(places[-1] + width)
     return {math.ceil(place * steps) for place in places[1:]}
-
-
-def _evaluate(
-    model: Model, point: Tensor, label: Tensor, loss: Loss
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss [N], its gradient, and which rows are misclassified [N]."""
-    point = point.detach().requires_grad_(True)
-    logits = model(point)
-    value = loss(logits, label)
-    (gradient,) = torch.autograd.grad(value.sum(), point)
-    return value.detach(), gradient, logits.detach().argmax(dim=1) != label

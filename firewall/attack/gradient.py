@@ -33,6 +33,8 @@ class GradientAttack:
         restarts: with other random starts; the first success, else the highest loss, is kept.
         momentum: share of the past directions that is kept (0 is PGD, 1 is MI-FGSM).
         loss: what is raised; cross-entropy, towards or away from the label, when None.
+        stops: leave a row as soon as it fools. Faster, and nearer to the clean image; without it a
+            forgery is as confident as the steps make it.
 
     """
 
@@ -44,6 +46,7 @@ class GradientAttack:
     restarts: int = 1
     momentum: float = 0.0
     loss: Loss | None = None
+    stops: bool = False
 
     def __call__(
         self, model: Model, x: Tensor, label: Tensor, *, aimed: bool = False, seed: int = 0
@@ -68,7 +71,7 @@ class GradientAttack:
         open_rows = torch.arange(len(x), device=x.device)
         for _ in range(self.restarts):
             part, part_label = x[open_rows], label[open_rows]
-            found = self._run(model, part, part_label, loss, generator)
+            found = self._run(model, part, part_label, loss, generator, aimed)
             if self.restarts == 1:
                 return found
             with torch.no_grad():
@@ -85,24 +88,45 @@ class GradientAttack:
         return best
 
     def _run(
-        self, model: Model, x: Tensor, label: Tensor, loss: Loss, generator: torch.Generator
+        self,
+        model: Model,
+        x: Tensor,
+        label: Tensor,
+        loss: Loss,
+        generator: torch.Generator,
+        aimed: bool,
     ) -> Tensor:
         delta = torch.zeros_like(x)
         if self.random_start:
             delta = self._inside(x, self.norm.start(x, self.radius, generator))
         past = torch.zeros_like(x)
+        result = torch.empty_like(x) if self.stops else x
+        rows = torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             delta.requires_grad_(True)
+            logits = model(x + delta)
             # A sum, so that no row's gradient depends on how many there are.
-            total = loss(model(x + delta), label).sum()
-            (gradient,) = torch.autograd.grad(total, delta)
+            (gradient,) = torch.autograd.grad(loss(logits, label).sum(), delta)
+            if self.stops:
+                going = (logits.detach().argmax(dim=1) == label) != aimed
+                if not bool(going.all()):
+                    # What fools is done: the rest goes on without it, in a smaller batch.
+                    result[rows[~going]] = (x + delta.detach())[~going]
+                    x, label, rows, past = x[going], label[going], rows[going], past[going]
+                    delta, gradient = delta.detach()[going], gradient[going]
+                    if not len(rows):
+                        break
             if self.momentum:
                 size = gradient.flatten(1).abs().mean(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
                 past = self.momentum * past + gradient / size
                 gradient = past
             moved = delta.detach() + self.step * self.norm.direction(gradient)
             delta = self._inside(x, moved)
-        return (x + delta.detach()).clamp(0.0, 1.0)
+        found = (x + delta.detach()).clamp(0.0, 1.0)
+        if not self.stops:
+            return found
+        result[rows] = found
+        return result.clamp(0.0, 1.0)
 
     def _inside(self, x: Tensor, delta: Tensor) -> Tensor:
         """Into the ball and, with x, into [0, 1]; the latter only shortens."""
@@ -115,7 +139,12 @@ def fgsm(radius: float) -> GradientAttack:
 
 
 def pgd(
-    radius: float, steps: int, *, norm: Norm | None = None, restarts: int = 1
+    radius: float,
+    steps: int,
+    *,
+    norm: Norm | None = None,
+    restarts: int = 1,
+    stops: bool = False,
 ) -> GradientAttack:
     """Projected gradient descent from a random start, steps of 2.5 radius / steps."""
     return GradientAttack(
@@ -125,4 +154,5 @@ def pgd(
         norm=norm or Linf(),
         random_start=True,
         restarts=restarts,
+        stops=stops,
     )

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: Questions about one row that are sent together.
+_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class Replies:
@@ -67,8 +70,30 @@ class Oracle:
         if not bool(self.may_ask()[rows].all()):
             raise ValueError("a row asks beyond its budget")
         replies = self._answer(x)
+        self._count(replies, rows)
+        return replies
+
+    def ask_in_turn(self, x: Tensor, row: int) -> Replies:
+        """Questions [M, C, H, W] about one row, as far as it may ask: answers of the first ones."""
+        left = int(self._budget - self.queries[row])
+        if self.blocked[row]:
+            left = 0
+        scores: list[Tensor] = []
+        refused: list[Tensor] = []
+        # Where a refusal ends the trail, no question may be sent before the last is answered.
+        for part in torch.split(x[:left], 1 if self._ends else _AT_ONCE):
+            replies = self._answer(part)
+            self._count(replies, torch.full((len(part),), row))
+            scores.append(replies.scores)
+            refused.append(replies.refused)
+            if bool(self.blocked[row]):
+                break
+        if not scores:
+            return Replies(torch.empty(0, 1), torch.empty(0, dtype=torch.bool))
+        return Replies(torch.cat(scores), torch.cat(refused))
+
+    def _count(self, replies: Replies, rows: Tensor) -> None:
         self.queries.index_add_(0, rows, torch.ones_like(rows))
         self.refusals.index_add_(0, rows, replies.refused.long())
         if self._ends:
             self.blocked[rows[replies.refused]] = True
-        return replies

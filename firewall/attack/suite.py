@@ -6,57 +6,59 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from firewall.attack.adaptive import Adaptive, Combination, Evasion, Way
 from firewall.attack.apgd import AutoPGD, TargetedAutoPGD
 from firewall.attack.estimate import EstimatedGradient
-from firewall.attack.gradient import GradientAttack, pgd
+from firewall.attack.expectation import Expectation
+from firewall.attack.gradient import GradientAttack, Model, pgd
+from firewall.attack.hop_skip_jump import HopSkipJump
+from firewall.attack.libraries import FoolboxAttack
 from firewall.attack.losses import dlr
 from firewall.attack.norms import Norm
-from firewall.attack.oracle import Oracle, Replies
-from firewall.attack.served_guard import ServedGuard
+from firewall.attack.oracle import Oracle
 from firewall.attack.square import Square
+from firewall.attack.victim import GuardParts, Victim
 from firewall.errors import ConfigError
-from firewall.guard.calibration import Cascade
-from firewall.guard.compiled import log_softmax
-from firewall.guard.live import LiveGuard
-from firewall.guard.verdict import Verdict
 
-Knowledge = Literal["oblivious", "black-box", "adaptive"]
+#: `white-box` attackers know the classifier, and there is nothing else to know; `oblivious` ones
+#: know the classifier and not the guard around it; `adaptive` ones know both.
+Knowledge = Literal["white-box", "oblivious", "transfer", "black-box", "adaptive"]
 #: The names by which suites are asked for.
 SUITES = ("static", "black-box", "adaptive", "full")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is attacked, and how far.
+    """What is attacked, how far, and with what effort.
 
     Attributes:
-        guard: differentiable, as served.
-        live: the same, deciding.
-        cascade: its decision rule.
-        to_wire: [N, C, H, W] in [0, 1] to what a client would send.
+        victim: what is attacked.
         norm: the ball.
         radius: of the ball, in units of the image batch.
+        steps: of iterated attacks.
+        queries: of black-box attacks, for each row.
+        draws: of a random victim, for one gradient; 1 where the victim is not random.
+        surrogates: networks of the attacker's own, by name.
 
     """
 
-    guard: ServedGuard
-    live: LiveGuard
-    cascade: Cascade
-    to_wire: Callable[[Tensor], np.ndarray]
+    victim: Victim
     norm: Norm
     radius: float
+    steps: int = 50
+    queries: int = 500
+    draws: int = 1
+    surrogates: tuple[tuple[str, Model], ...] = ()
 
-    def replies(self, x: Tensor) -> Replies:
-        """What a client sees, in full: scores of accepted rows, and who was refused."""
-        wire = self.to_wire(x)
-        answer = self.live.screen(wire, [self.live.plan("")] * len(wire))
-        refused = [one.verdict is Verdict.REJECT for one in answer.decisions]
-        return Replies(torch.from_numpy(log_softmax(answer.outputs)), torch.tensor(refused))
+    @property
+    def model(self) -> Model:
+        """The classifier alone; in expectation where it is random."""
+        if self.draws == 1:
+            return self.victim.logits
+        return Expectation(self.victim.logits, self.draws)
 
 
 @dataclass(frozen=True)
@@ -69,89 +71,132 @@ class Forged:
 
 @dataclass(frozen=True)
 class Entry:
-    """One attack of a suite: images, labels and a seed to forged images."""
+    """One attack of a suite.
+
+    Attributes:
+        name: in results.
+        knowledge: of its attacker.
+        run: images, labels and a seed to forged images.
+        bounded: whether it keeps to the radius. One that does not is no part of a worst case.
+
+    """
 
     name: str
     knowledge: Knowledge
     run: Callable[[Tensor, Tensor, int], Forged]
+    bounded: bool = True
 
 
-def suite(name: str, setting: Setting, *, steps: int = 50, queries: int = 500) -> list[Entry]:
+def suite(name: str, setting: Setting) -> list[Entry]:
     """The attacks of a suite.
 
     Args:
         name: one of `SUITES`.
         setting: what is attacked.
-        steps: of iterated attacks.
-        queries: of black-box attacks, for each row.
 
     Raises:
-        ConfigError: no such suite.
+        ConfigError: no such suite, or it needs a guard and there is none.
 
     """
     parts: dict[str, Callable[[], list[Entry]]] = {
-        "static": lambda: _static(setting, steps),
-        "black-box": lambda: _black_box(setting, queries),
-        "adaptive": lambda: _adaptive(setting, 2 * steps),
+        "static": lambda: _static(setting),
+        "black-box": lambda: _black_box(setting),
+        "adaptive": lambda: _adaptive(setting),
     }
     if name == "full":
         return [entry for part in parts.values() for entry in part()]
     if name not in parts:
         raise ConfigError(f"--suite: {name!r}; expected one of {', '.join(SUITES)}")
+    if name == "adaptive" and setting.victim.guard is None:
+        raise ConfigError("--suite: 'adaptive' is for a guard; of a bare classifier use 'static'")
     return parts[name]()
 
 
-def _static(setting: Setting, steps: int) -> list[Entry]:
-    model, norm, radius = setting.guard.classify, setting.norm, setting.radius
-    one_step = GradientAttack(radius, 1, radius, norm=norm)
-    iterated = pgd(radius, steps, norm=norm)
-    cross_entropy = AutoPGD(radius, steps, norm)
-    ratio = AutoPGD(radius, steps, norm, loss=dlr)
-    targeted = TargetedAutoPGD(radius, steps, norm, targets=3)
-    return [
-        Entry("FGSM", "oblivious", lambda x, y, seed: Forged(one_step(model, x, y, seed=seed))),
-        Entry(
-            f"PGD-{steps}",
-            "oblivious",
-            lambda x, y, seed: Forged(iterated(model, x, y, seed=seed)),
-        ),
-        Entry(
-            "APGD-CE",
-            "oblivious",
-            lambda x, y, seed: Forged(cross_entropy(model, x, y, seed=seed)),
-        ),
-        Entry("APGD-DLR", "oblivious", lambda x, y, seed: Forged(ratio(model, x, y, seed=seed))),
-        Entry("APGD-T", "oblivious", lambda x, y, seed: Forged(targeted(model, x, y, seed=seed))),
+def _static(setting: Setting) -> list[Entry]:
+    model, norm, radius, steps = setting.model, setting.norm, setting.radius, setting.steps
+    guarded = setting.victim.guard is not None
+    knows: Knowledge = "oblivious" if guarded else "white-box"
+
+    def entry(
+        title: str, attack: Callable[..., Tensor], *, bounded: bool = True, on: Model = model
+    ) -> Entry:
+        return Entry(title, knows, lambda x, y, s: Forged(attack(on, x, y, seed=s)), bounded)
+
+    momentum = GradientAttack(radius, steps, 2.5 * radius / steps, norm=norm, momentum=1.0)
+    entries = [
+        entry("FGSM", GradientAttack(radius, 1, radius, norm=norm)),
+        entry("BIM", GradientAttack(radius, steps, 2.5 * radius / steps, norm=norm)),
+        # As confident as it gets where a guard looks on; otherwise what fools is done.
+        entry(f"PGD-{steps}", pgd(radius, steps, norm=norm, stops=not guarded)),
+        entry("MI-FGSM", momentum),
+        entry("APGD-CE", AutoPGD(radius, steps, norm)),
+        entry("APGD-DLR", AutoPGD(radius, steps, norm, loss=dlr)),
+        entry("APGD-T", TargetedAutoPGD(radius, steps, norm)),
+        entry("DeepFool", FoolboxAttack("deepfool", norm.name, steps=steps), bounded=False),
+        entry("CW-L2", FoolboxAttack("cw", steps=2 * steps), bounded=False),
     ]
-
-
-def _black_box(setting: Setting, queries: int) -> list[Entry]:
-    def estimated(x: Tensor, y: Tensor, seed: int) -> Forged:
-        oracle = Oracle(setting.replies, len(x), queries)
-        pairs = max(1, queries // 40)
-        attack = EstimatedGradient(setting.radius, steps=20, pairs=pairs, norm=setting.norm)
-        return Forged(attack(oracle, x, y, seed=seed), oracle.queries)
-
-    def square(x: Tensor, y: Tensor, seed: int) -> Forged:
-        oracle = Oracle(setting.replies, len(x), queries)
-        found = Square(setting.radius, queries)(oracle, x, y, seed=seed)
-        return Forged(found, oracle.queries)
-
-    entries = [Entry("NES", "black-box", estimated)]
-    if setting.norm.name == "linf":
-        entries.append(Entry("Square", "black-box", square))
+    forge = GradientAttack(radius, 20, radius / 8, norm=norm, momentum=1.0)
+    for title, surrogate in setting.surrogates:
+        entries.append(
+            Entry(
+                f"transfer, {title}",
+                "transfer",
+                lambda x, y, s, on=surrogate: Forged(forge(on, x, y, seed=s)),  # type: ignore[misc]
+            )
+        )
     return entries
 
 
-def _adaptive(setting: Setting, steps: int) -> list[Entry]:
-    def entry(way: Way, combination: Combination) -> Entry:
-        evasion = Evasion.of(setting.guard, setting.cascade, way)
-        attack = Adaptive(setting.radius, steps, setting.norm, combination)
-        return Entry(
-            f"adaptive, {combination}, past {'the cheap tier' if way == 'cheap' else 'both tiers'}",
-            "adaptive",
-            lambda x, y, seed: Forged(attack(setting.guard, x, y, evasion)),
-        )
+def _black_box(setting: Setting) -> list[Entry]:
+    norm, radius, queries = setting.norm, setting.radius, setting.queries
 
-    ways: list[Way] = ["cheap"] if setting.guard.expensive_graph is None else ["cheap", "both"]
-    return [entry(way, how) for way in ways for how in ("weighted", "orthogonal")]
+    def asked(attack: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, int], Forged]:
+        def run(x: Tensor, y: Tensor, seed: int) -> Forged:
+            oracle = Oracle(setting.victim.replies, len(x), queries)
+            with torch.no_grad():
+                return Forged(attack(oracle, x, y, seed=seed), oracle.queries)
+
+        return run
+
+    pairs = max(1, queries // 40)
+    nes = EstimatedGradient(radius, steps=20, pairs=pairs, norm=norm)
+    zoo = EstimatedGradient(radius, steps=20, pairs=pairs, norm=norm, directions="coordinates")
+    entries = [Entry("NES", "black-box", asked(nes)), Entry("ZOO", "black-box", asked(zoo))]
+    if norm.name == "linf":
+        entries.append(Entry("Square", "black-box", asked(Square(radius, queries))))
+    entries.append(Entry("HopSkipJump", "black-box", asked(HopSkipJump(radius, norm=norm))))
+    return entries
+
+
+def _adaptive(setting: Setting) -> list[Entry]:
+    guard = setting.victim.guard
+    if guard is None:
+        return []
+    ways: list[Way] = ["cheap"] if guard.served.expensive_graph is None else ["cheap", "both"]
+    return [
+        _adaptive_entry(setting, guard, way, how)
+        for way in ways
+        for how in ("weighted", "orthogonal")
+    ]
+
+
+def _adaptive_entry(
+    setting: Setting, guard: GuardParts, way: Way, combination: Combination
+) -> Entry:
+    """From the image, and what is not through by then from what fools the classifier alone."""
+    evasion = Evasion.of(guard.served, guard.cascade, way)
+    attack = Adaptive(setting.radius, 2 * setting.steps, setting.norm, combination)
+    opening = AutoPGD(setting.radius, min(20, setting.steps), setting.norm, loss=dlr)
+
+    def run(x: Tensor, y: Tensor, seed: int) -> Forged:
+        found = attack(guard.served, x, y, evasion)
+        judged = setting.victim.judge(found)
+        standing = torch.from_numpy(~(judged.accepted & (judged.answered != y.numpy())))
+        if bool(standing.any()):
+            clean, label = x[standing], y[standing]
+            start = opening(setting.model, clean, label, seed=seed)
+            found[standing] = attack(guard.served, clean, label, evasion, start=start)
+        return Forged(found)
+
+    past = "the cheap tier" if way == "cheap" else "both tiers"
+    return Entry(f"adaptive, {combination}, past {past}", "adaptive", run)

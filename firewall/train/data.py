@@ -12,8 +12,10 @@ import numpy.typing as npt
 from firewall.errors import ConfigError
 
 
-def load_npz(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Images `x` and labels `y` of an .npz file.
+def load_npz(
+    path: Path, flag: str = "--data"
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Images `x` and labels `y` of an .npz file; `flag` is named in errors.
 
     Returns:
         x as [N, C, H, W] float32 in [0, 1] (from that, or from [N, H, W, C] or [N, H, W] uint8),
@@ -27,18 +29,18 @@ def load_npz(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in ("x", "y") if name not in arrays]
             if missing:
-                raise ConfigError(f"--data: {path} holds no array named {missing[0]!r}")
+                raise ConfigError(f"{flag}: {path} holds no array named {missing[0]!r}")
             x, y = arrays["x"], arrays["y"]
     except OSError as error:
-        raise ConfigError(f"--data: {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{flag}: {path} cannot be read: {error.strerror}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"--data: {path} is not an .npz file of plain arrays") from error
+        raise ConfigError(f"{flag}: {path} is not an .npz file of plain arrays") from error
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise ConfigError(f"--data, y: {y.dtype} {list(y.shape)}; expected integers [rows]")
-    return _images(x), y.astype(np.int64)
+        raise ConfigError(f"{flag}, y: {y.dtype} {list(y.shape)}; expected integers [rows]")
+    return _images(x, flag), y.astype(np.int64)
 
 
-def _images(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def _images(x: npt.NDArray[Any], flag: str) -> npt.NDArray[np.float32]:
     if x.dtype == np.uint8:
         x = x[..., None] if x.ndim == 3 else x
         if x.ndim == 4:
@@ -46,6 +48,6 @@ def _images(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     elif x.ndim == 4 and np.issubdtype(x.dtype, np.floating):
         return np.ascontiguousarray(x, np.float32)
     raise ConfigError(
-        f"--data, x: {x.dtype} {list(x.shape)}; expected floats [rows, channels, height, width] in "
+        f"{flag}, x: {x.dtype} {list(x.shape)}; expected floats [rows, channels, height, width] in "
         "[0, 1] or uint8 [rows, height, width, channels]"
     )

@@ -30,8 +30,9 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
               "firewall.guard.compile", "firewall.guard.assemble", "firewall.guard.parity"),
     "attack": ("firewall.serve", "firewall.train", "firewall.cli", "grpc", "prometheus_client"),
     "train": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
+    "evaluation": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
     "demo": ("firewall.serve", "firewall.cli", "grpc"),
-    "client.py": ("firewall.serve", "firewall.stages", "firewall.train", "firewall.attack",
+    "client": ("firewall.serve", "firewall.stages", "firewall.train", "firewall.attack",
                   "torch", "onnxruntime", "prometheus_client"),
 }  # fmt: skip
 #: Modules of `guard` that a server imports.

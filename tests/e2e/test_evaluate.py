@@ -13,8 +13,7 @@ import torch
 
 from firewall.bundle.signing import Signer
 from firewall.testing import images
-from firewall.train.evaluate import flags
-from tests.support.tiny import TinyClassifier
+from tests.support.tiny import TinyClassifier, write_tiny_onnx
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +33,24 @@ def run(tiny_path: Path, signer: Signer, tmp_path: Path) -> object:
     key.write_text(signer.public)
 
     def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "firewall", "evaluate", str(tiny_path), "--trust", str(key),
-                "--steps", "10", "--queries", "60", "--false-positive-rate", "0.05", *arguments,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
+        return evaluate_target(
+            tiny_path, "--trust", str(key), "--steps", "10", "--queries", "60",
+            "--false-positive-rate", "0.05", *arguments,
         )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
 
     return evaluate
+
+
+def evaluate_target(target: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "firewall", "evaluate", str(target), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
 
 
 def test_the_full_suite_and_its_resumption(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -60,6 +63,7 @@ def test_the_full_suite_and_its_resumption(run, data: Path, tmp_path: Path) -> N
     assert result["n"] == 20
     knowledge = {one["knowledge"] for one in result["attacks"]}
     assert knowledge == {"oblivious", "black-box", "adaptive"}
+    assert {one["name"] for one in result["attacks"] if not one["bounded"]} == {"DeepFool", "CW-L2"}
     by_name = {one["name"]: one for one in result["attacks"]}
     # At this radius an undefended network falls to every gradient.
     assert by_name["APGD-CE"]["fooled_bare_rate"] == 1.0
@@ -72,17 +76,40 @@ def test_the_full_suite_and_its_resumption(run, data: Path, tmp_path: Path) -> N
     # The worst case is over all attacks together, row by row.
     worst = result["worst_case"]
     assert worst["robust_accuracy"] == pytest.approx(np.mean(worst["per_example"]))
-    assert worst["robust_accuracy"] <= min(one["robust_accuracy"] for one in result["attacks"])
+    assert worst["robust_accuracy"] <= min(
+        one["robust_accuracy"] for one in result["attacks"] if one["bounded"]
+    )
     assert worst["robust_accuracy"] <= result["clean"]["accepted_and_correct"]["value"]
+
+    # A guard that lacks a stage lets at least as much through as the one attack that knew it all.
+    lines = {line["guard"]: line for line in result["ablation"]}
+    assert lines["the whole guard"]["through"]["APGD-CE"] <= lines["no guard"]["through"]["APGD-CE"]
+    assert result["curve"]["points"][0]["robust_accuracy"] >= worst["robust_accuracy"]
+    assert result["curve"]["points"][-1]["bare_robust_accuracy"] == 0.0
+    assert result["checks"]["large_radius_fools"] == 1.0
+    assert sum(pair["count"] for pair in result["confusion"]) > 0
+
+    page = (out / "report.html").read_text()
+    assert len(page) < 1_000_000
+    assert "http" not in page.replace("http-equiv", "")
+    assert f"{100 * worst['robust_accuracy']:.1f} %" in page
+    for one in result["attacks"]:
+        assert one["name"] in page
+    for warning in result["warnings"]:
+        # On top, before any figure.
+        assert page.index(warning[:20]) < page.index("Robust accuracy, worst case")
 
     # Killed in the middle: some shards and the result are gone. The same command, the same numbers.
     (out / "evaluation.json").unlink()
     for path in sorted((out / "shards").glob("*.json"))[3::2]:
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in (out / "shards").glob("*.json")}
-    again = json.loads(run(*arguments).stdout)
+    # In two processes this time; what is there is not done again.
+    again = json.loads(run(*arguments, "--jobs", "2").stdout)
     for one in (*result["attacks"], *again["attacks"]):
         del one["seconds"]
+    for whole in (result, again):
+        del whole["environment"]
     assert again == result
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
@@ -96,6 +123,41 @@ def test_another_evaluation_in_the_folder_is_left_alone(run, data: Path, tmp_pat
     assert "holds another evaluation" in refused.stderr
 
 
+def test_a_surrogate_forges_and_is_sent_once(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    x = images(200, seed=90)
+    with torch.no_grad():
+        y = TinyClassifier()(x).logits.argmax(1)
+    own = tmp_path / "own.npz"
+    np.savez(own, x=x.numpy(), y=y.numpy())
+    done = run(
+        "--data", str(data), "--suite", "static", "--eps", "0.1", "--out", str(tmp_path / "o"),
+        "--surrogate-data", str(own), "--json",
+    )  # fmt: skip
+    attacks = {one["name"]: one for one in json.loads(done.stdout)["attacks"]}
+    for name in ("transfer, no query", "transfer, 200 queries"):
+        assert attacks[name]["knowledge"] == "transfer"
+        assert attacks[name]["fooled_bare_rate"] <= attacks["APGD-T"]["fooled_bare_rate"]
+
+
+def test_a_bare_onnx_file(data: Path, tmp_path: Path) -> None:
+    path = write_tiny_onnx(tmp_path / "net.onnx")
+    done = evaluate_target(path, "--data", str(data), "--suite", "static", "--eps", "0.2",
+                           "--steps", "10", "--out", str(tmp_path / "o"), "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert not result["target"]["guarded"]
+    assert result["clean"]["accepted_and_correct"]["value"] == 1.0
+    assert {one["knowledge"] for one in result["attacks"]} == {"white-box"}
+    assert result["worst_case"]["robust_accuracy"] == 0.0
+    refused = evaluate_target(path, "--data", str(data), "--suite", "adaptive")
+    assert refused.returncode == 2
+    assert "'adaptive' is for a guard" in refused.stderr
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    junk = evaluate_target(tmp_path / "junk.onnx", "--data", str(data))
+    assert junk.returncode == 2
+    assert "junk.onnx is no classifier of images" in junk.stderr
+
+
 def test_without_an_adaptive_attack_it_says_so(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = run("--data", str(data), "--suite", "static", "--n", "4", "--out", str(tmp_path / "o"))
     assert done.stdout.startswith("WARNING: no adaptive attack")
@@ -107,6 +169,8 @@ def test_without_an_adaptive_attack_it_says_so(run, data: Path, tmp_path: Path) 
         (("--suite", "everything"), "--suite: 'everything'; expected one of static"),
         (("--eps", "-0.1"), "--eps: -0.1; expected a positive radius"),
         (("--norm", "l7"), "--norm: 'l7'; expected linf or l2"),
+        (("--surrogate", "nothing.onnx"), "nothing.onnx cannot be read"),
+        (("--surrogate-data", "SHORT"), "--surrogate-data, y: shape [2]; expected one label"),
         (("--data", "nothing.npz"), "nothing.npz cannot be read"),
         (("--data", "BAD"), "labels 0 to 10; expected 0 to 9"),
         (("--data", "SHORT"), "expected one label for 3 rows"),
@@ -127,23 +191,3 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(  # type: ignore[no-unty
     assert len(done.stderr.splitlines()) == 1
     assert not (out / "evaluation.json").exists()
     assert not (out / "request.json").exists()
-
-
-def entry(name: str, knowledge: str, success: float, fooled: float) -> dict[str, object]:
-    return {
-        "name": name, "knowledge": knowledge, "success_rate": success, "fooled_bare_rate": fooled,
-    }  # fmt: skip
-
-
-def test_flags() -> None:
-    sound = [
-        entry("PGD-50", "oblivious", 0.1, 0.8),
-        entry("APGD-CE", "oblivious", 0.1, 0.82),
-        entry("Square", "black-box", 0.3, 0.5),
-        entry("adaptive", "adaptive", 0.9, 0.9),
-    ]
-    assert flags(sound) == []
-    masked = [sound[0] | {"fooled_bare_rate": 0.2}, *sound[1:]]
-    assert "gradient masking" in flags(masked)[0]
-    weak = [*sound[:3], sound[3] | {"success_rate": 0.2}]
-    assert "black box beats white box: 30% of rows against 20%" in flags(weak)[0]

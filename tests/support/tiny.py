@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from firewall.bundle.manifest import ThreatModel
 from firewall.bundle.signing import Signer
 from firewall.guard.classifier import Classifier, ClassifierOutput
+from firewall.guard.compile import export
 from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.stages.registry import Registry
 from firewall.testing import images
@@ -51,6 +52,23 @@ class TinyClassifier(Classifier):
         y = F.relu(self.first((x - 0.5) / 0.25))
         y = F.adaptive_avg_pool2d(F.relu(self.second(y)), 4).flatten(1)
         return ClassifierOutput(self.last(y) * 8, {"penultimate": y})
+
+
+class TinyLogits(nn.Module):
+    """The classifier alone, as a plain network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TinyClassifier()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).logits
+
+
+def write_tiny_onnx(path: Path) -> Path:
+    """The classifier alone as an ONNX file."""
+    path.write_bytes(export(TinyLogits().eval(), {"x": images(2)}, ["logits"]))
+    return path
 
 
 def pixels(rows: int, seed: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,10 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from firewall.cli.attack import attack
+from firewall.cli.evaluate import evaluate
+from firewall.cli.shared import (
+    Json,
+    Trust,
+    default_bundle,
+    default_bundle_in_a_process,
+    open_checked,
+)
 from firewall.errors import ConfigError, FirewallError
 
 if TYPE_CHECKING:
-    from firewall.bundle.store import Bundle
     from firewall.demo.story import Story
     from firewall.guard.policy import Policy
 
@@ -31,10 +38,6 @@ app = typer.Typer(
 bundle_app = typer.Typer(help="Look at bundles.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Trust = Annotated[
-    list[Path] | None, typer.Option("--trust", help="A signer's public key (.pub); repeatable.")
-]
 PolicyFile = Annotated[
     Path | None, typer.Option("--policy", help="Policy in TOML; defaults apply without.")
 ]
@@ -66,7 +69,7 @@ def demo(
     def progress(step: str) -> None:
         print(f"[{time.monotonic() - start:5.1f} s] {step}", file=sys.stderr, flush=True)
 
-    path = _default_bundle(progress)
+    path = default_bundle(progress)
     from firewall.demo.story import tell
 
     story = tell(path, picture, progress)
@@ -132,7 +135,7 @@ def serve(
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}; expected cpu or cuda")
     chosen = _policy(policy, mode, false_positive_rate)
-    paths = bundles or [_default_bundle_in_a_process()]
+    paths = bundles or [default_bundle_in_a_process()]
     trusted = trusted_keys(trust or ())
     metrics = Metrics()
     audit = Audit(_audit_stream(audit_log), metrics.audit_dropped)
@@ -256,7 +259,7 @@ def screen(
     from firewall.guard.offline import screen as screen_rows
     from firewall.serve.runtime import load_guard
 
-    opened = open_bundle(bundle or _default_bundle_in_a_process(), trusted_keys(trust or ()))
+    opened = open_bundle(bundle or default_bundle_in_a_process(), trusted_keys(trust or ()))
     guard = load_guard(opened, _policy(policy, None, None))
     labels = opened.labels
     failed = False
@@ -281,56 +284,6 @@ def screen(
 
 
 @app.command()
-def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
-    data: Annotated[Path, typer.Option(help=".npz with images x and labels y.")],
-    suite: Annotated[str, typer.Option(help="static, black-box, adaptive or full.")] = "full",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
-    eps: Annotated[float, typer.Option(help="Radius, where values lie in [0, 1].")] = 8 / 255,
-    n: Annotated[int, typer.Option(min=1, help="Rows to evaluate, from the first.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the attacks.")] = 0,
-    false_positive_rate: Annotated[
-        float, typer.Option(help="At which the guard is judged.")
-    ] = 0.01,
-    steps: Annotated[int, typer.Option(min=1, help="Of iterated attacks.")] = 50,
-    queries: Annotated[int, typer.Option(min=1, help="Of black-box attacks, for a row.")] = 500,
-    out: Annotated[Path, typer.Option(help="Folder; an evaluation in it is resumed.")] = Path(
-        "evaluation"
-    ),
-    trust: Trust = None,
-    as_json: Json = False,
-) -> None:
-    """Attack a bundle with a suite and write evaluation.json."""
-    from firewall.bundle.signing import trusted_keys
-    from firewall.bundle.store import open_bundle
-    from firewall.train.data import load_npz
-    from firewall.train.evaluate import Request
-    from firewall.train.evaluate import evaluate as run
-
-    request = Request(suite, norm, eps, seed, false_positive_rate, steps, queries)
-    x, y = load_npz(data)
-    opened = open_bundle(bundle, trusted_keys(trust or ()))
-    result = run(
-        opened, x[:n], y[:n], request, out, lambda line: print(line, file=sys.stderr, flush=True)
-    )
-    if as_json:
-        print(json.dumps(result))
-        return
-    for warning in result["warnings"]:
-        print(f"WARNING: {warning}")
-    print(f"clean, accepted and right  {result['clean']['accepted_and_correct']['value']:.1%}")
-    for one in result["attacks"]:
-        print(
-            f"{one['name']:45} {one['knowledge']:10} accepted and wrong {one['success_rate']:.1%}"
-        )
-    low, high = result["worst_case"]["interval"]
-    print(
-        f"robust accuracy, worst case {result['worst_case']['robust_accuracy']:.1%} "
-        f"({low:.1%} to {high:.1%}), {out / 'evaluation.json'}"
-    )
-
-
-@app.command()
 def plugins(as_json: Json = False) -> None:
     """List the installed plugins; a broken one is a line with its reason."""
     try:
@@ -349,6 +302,10 @@ def plugins(as_json: Json = False) -> None:
         print(f"{line.kind:9} {line.name:20} {line.distribution} {line.version}  {state}")
 
 
+app.command()(attack)
+app.command()(evaluate)
+
+
 @bundle_app.command("show")
 def bundle_show(
     path: Annotated[Path | None, typer.Argument(help="The default one without.")] = None,
@@ -356,7 +313,7 @@ def bundle_show(
     as_json: Json = False,
 ) -> None:
     """Check a bundle and print its model card, or its manifest as JSON."""
-    opened = _opened(path, trust)
+    opened = open_checked(path, trust)
     if as_json:
         print(opened.manifest.to_json().decode(), end="")
     else:
@@ -373,7 +330,7 @@ def bundle_verify(
     from firewall.guard.policy import Policy
     from firewall.serve.runtime import load_guard, read_selftest
 
-    opened = _opened(path, trust)
+    opened = open_checked(path, trust)
     # Off: whether a rate can be promised is between a policy and its operator.
     guard = load_guard(opened, Policy(mode="off"))
     read_selftest(opened).run(guard.compiled)
@@ -395,54 +352,7 @@ def bundle_verify(
 @bundle_app.command("default", hidden=True)
 def bundle_default() -> None:
     """Build the default bundle if it is not cached, and print where it lies."""
-    print(_default_bundle(lambda step: print(f"firewall: {step}", file=sys.stderr, flush=True)))
-
-
-def _default_bundle(progress: Any) -> Path:
-    """The default bundle, built here if need be. Imports torch only to build."""
-    from firewall.bundle.signing import trusted_keys, user_signer
-    from firewall.bundle.store import open_bundle
-    from firewall.errors import BundleError, BundleMissing
-    from firewall.train.default_recipe import cached_path
-
-    path = cached_path()
-    try:
-        open_bundle(path, trusted_keys())
-        return path
-    except BundleMissing:
-        pass
-    except BundleError as error:
-        raise ConfigError(f"{path}: {error}; remove that folder to have it built anew") from error
-    try:
-        from firewall.train.default_bundle import build_default
-    except ImportError as error:
-        raise ConfigError(
-            "the default bundle is not built yet, which needs more packages: "
-            "pip install 'robustness-firewall[train,demo]', then firewall demo"
-        ) from error
-    build_default(path, user_signer(), progress)
-    return path
-
-
-def _default_bundle_in_a_process() -> Path:
-    """The default bundle, built in another process if need be: torch stays out of this one."""
-    from firewall.train.default_recipe import cached_path
-
-    path = cached_path()
-    if not path.exists():
-        done = subprocess.run(
-            [sys.executable, "-m", "firewall", "bundle", "default"], stdout=subprocess.DEVNULL
-        )
-        if done.returncode:
-            raise typer.Exit(done.returncode)
-    return path
-
-
-def _opened(path: Path | None, trust: list[Path] | None) -> Bundle:
-    from firewall.bundle.signing import trusted_keys
-    from firewall.bundle.store import open_bundle
-
-    return open_bundle(path or _default_bundle_in_a_process(), trusted_keys(trust or ()))
+    print(default_bundle(lambda step: print(f"firewall: {step}", file=sys.stderr, flush=True)))
 
 
 def _policy(path: Path | None, mode: str | None, rate: float | None) -> Policy:

@@ -1,0 +1,5 @@
+"""Commands. A composition root: it puts parts together and prints; it decides nothing."""
+
+from firewall.cli.app import main
+
+__all__ = ["main"]

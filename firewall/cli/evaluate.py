@@ -1,0 +1,118 @@
+"""`firewall evaluate`: attack with a whole suite, and write what came of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from firewall.cli.shared import Json, Trust, open_checked
+from firewall.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from firewall.evaluation.request import Request
+    from firewall.evaluation.target import Target
+
+
+def evaluate(
+    target: Annotated[
+        Path, typer.Argument(help="A bundle, or an .onnx file of a bare classifier.")
+    ],
+    data: Annotated[Path, typer.Option(help=".npz with images x and labels y.")],
+    suite: Annotated[str, typer.Option(help="static, black-box, adaptive or full.")] = "full",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[float, typer.Option(help="Radius, where values lie in [0, 1].")] = 8 / 255,
+    n: Annotated[int, typer.Option(min=1, help="Rows to evaluate, from the first.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the attacks.")] = 0,
+    false_positive_rate: Annotated[
+        float, typer.Option(help="At which the guard is judged.")
+    ] = 0.01,
+    steps: Annotated[int, typer.Option(min=1, help="Of iterated attacks.")] = 50,
+    queries: Annotated[int, typer.Option(min=1, help="Of black-box attacks, for a row.")] = 500,
+    surrogate: Annotated[
+        list[Path] | None, typer.Option(help="transfer: an .onnx file to forge on; repeatable.")
+    ] = None,
+    surrogate_data: Annotated[
+        Path | None,
+        typer.Option(help="transfer: .npz, the attacker's own; surrogates are trained on it."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder; an evaluation in it is resumed.")] = Path(
+        "evaluation"
+    ),
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Attack a bundle with a suite; writes evaluation.json and report.html."""
+    try:
+        from firewall.evaluation.provenance import provenance
+        from firewall.evaluation.report import write_report
+        from firewall.evaluation.request import Request
+        from firewall.evaluation.run import evaluate as run
+    except ImportError as error:
+        raise ConfigError(
+            "evaluate: attacks need torch and matplotlib; "
+            "pip install 'robustness-firewall[train,attack]'"
+        ) from error
+    from firewall.train.data import load_npz
+
+    request = Request(suite, norm, eps, seed, false_positive_rate, steps, queries)
+    x, y = load_npz(data)
+    x, y = x[:n], y[:n]
+    aim = _target(target, x.shape, trust)
+    done = run(
+        aim,
+        x,
+        y,
+        request,
+        out,
+        surrogates=_surrogates(aim, request, surrogate or [], surrogate_data),
+        provenance=provenance(),
+        jobs=jobs,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    write_report(done, out / "report.html")
+    result = done.result
+    if as_json:
+        print(json.dumps(result))
+        return
+    for warning in result["warnings"]:
+        print(f"WARNING: {warning}")
+    print(f"clean, accepted and right  {result['clean']['accepted_and_correct']['value']:.1%}")
+    for one in result["attacks"]:
+        print(
+            f"{one['name']:45} {one['knowledge']:10} accepted and wrong {one['success_rate']:.1%}"
+        )
+    low, high = result["worst_case"]["interval"]
+    print(
+        f"robust accuracy, worst case {result['worst_case']['robust_accuracy']:.1%} "
+        f"({low:.1%} to {high:.1%}), {out / 'evaluation.json'}, {out / 'report.html'}"
+    )
+
+
+def _target(path: Path, shape: tuple[int, ...], trust: list[Path] | None) -> Target:
+    from firewall.evaluation.target import BundleTarget, OnnxTarget
+
+    if path.suffix != ".onnx":
+        return BundleTarget(open_checked(path, trust))
+    return OnnxTarget.read(path, (shape[1], shape[2], shape[3]))
+
+
+def _surrogates(
+    target: Target, request: Request, files: list[Path], data: Path | None
+) -> tuple[tuple[str, nn.Module], ...]:
+    """Networks of the attacker's own: given, or trained on data of his own."""
+    from firewall.evaluation.surrogates import trained_surrogates
+    from firewall.evaluation.target import OnnxTarget
+    from firewall.train.data import load_npz
+
+    found = [(path.stem, OnnxTarget.read(path, target.shape).module()) for path in files]
+    if data is not None:
+        x, y = load_npz(data, "--surrogate-data")
+        found += trained_surrogates(target, request, x, y)
+    return tuple(found)

@@ -1,0 +1,26 @@
+"""Small clients: of the firewall itself, and of any Open Inference Protocol server.
+
+::
+
+    with Client("localhost:8081") as client:
+        [prediction] = client.predict(["cat.png"])
+        if prediction.verdict is Verdict.ACCEPT:
+            print(prediction.labels[0].name)
+"""
+
+from __future__ import annotations
+
+from firewall.client.native import AsyncClient, Client, Image, Label, Prediction
+from firewall.client.open_inference import OpenInferenceClient, TensorInfo
+from firewall.guard.verdict import Verdict
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Image",
+    "Label",
+    "OpenInferenceClient",
+    "Prediction",
+    "TensorInfo",
+    "Verdict",
+]

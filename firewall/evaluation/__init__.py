@@ -1,0 +1,1 @@
+"""How trustworthy a guard is: attacks, flags, figures and a report. Everything here is offline."""

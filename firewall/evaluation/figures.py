@@ -1,0 +1,131 @@
+"""The figures of an evaluation, from its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.attack.suite import Entry
+from firewall.attack.victim import GuardParts
+from firewall.evaluation.shards import Table
+from firewall.train.measure import auroc, wilson
+
+Booleans = npt.NDArray[np.bool_]
+
+
+def clean_figures(clean: Table) -> dict[str, Any]:
+    """Of images as they are."""
+    served = clean["accepted"] & clean["right"]
+    return {
+        "accuracy": share(clean["bare_right"]),
+        "accepted_and_correct": share(served),
+        "false_positive_rate": share(~clean["accepted"]),
+    }
+
+
+def attack_figures(clean: Table, entry: Entry, rows: Table) -> dict[str, Any]:
+    """Of one attack."""
+    served = clean["accepted"] & clean["right"]
+    through = rows["accepted"] & ~rows["right"]
+    rate = float(through.mean())
+    return {
+        "name": entry.name,
+        "knowledge": entry.knowledge,
+        "bounded": entry.bounded,
+        "success_rate": rate,
+        "success_interval": wilson(rate, len(through)),
+        "fooled_bare_rate": float((~rows["bare_right"]).mean()),
+        "detected_rate": float((~rows["accepted"]).mean()),
+        "auroc": auroc(clean["score"], rows["score"]),
+        "tpr_at_1pct_fpr": float((rows["p_value"] <= 0.01).mean()),
+        "robust_accuracy": float((served & ~through).mean()),
+        "queries": float(rows["queries"].mean()) if rows["queries"].any() else None,
+        "median_linf": float(np.median(rows["linf"])),
+        "median_l2": float(np.median(rows["l2"])),
+        "seconds": float(rows["seconds"].sum()),
+    }
+
+
+def worst_case(clean: Table, entries: list[Entry], found: dict[str, Table]) -> dict[str, Any]:
+    """Over all attacks that keep to the radius, row by row; of the guard and of what it guards."""
+    stands: Booleans = clean["accepted"] & clean["right"]
+    bare: Booleans = clean["bare_right"].copy()
+    for entry in entries:
+        if entry.bounded:
+            rows = found[entry.name]
+            stands = stands & ~(rows["accepted"] & ~rows["right"])
+            bare &= rows["bare_right"]
+    return {
+        "robust_accuracy": float(stands.mean()),
+        "interval": wilson(float(stands.mean()), len(stands)),
+        "bare_robust_accuracy": float(bare.mean()),
+        "bare_interval": wilson(float(bare.mean()), len(bare)),
+        "per_example": stands.tolist(),
+    }
+
+
+def ablation(
+    guard: GuardParts, clean: Table, entries: list[Entry], found: dict[str, Table]
+) -> list[dict[str, Any]]:
+    """The same forgeries before guards that lack one stage; an attacker who knew would do better.
+
+    A detector is left out by its own cascade from the same calibration data, so that every line
+    promises the same false-positive rate.
+    """
+    calibration, rate = guard.calibration, guard.cascade.rate
+    names = calibration.detectors
+    guards: list[tuple[str, tuple[str, ...]]] = [("the whole guard", names)]
+    if len(names) > 1:
+        for name in names:
+            guards.append((f"without {name}", tuple(one for one in names if one != name)))
+        guards += [(f"{name} alone", (name,)) for name in names]
+
+    def through(rows: Table, active: tuple[str, ...]) -> tuple[Booleans, Booleans]:
+        """Who is accepted, and who is answered wrongly if so."""
+        cascade = calibration.cascade(rate, active)
+        statistics = rows["statistics"]
+        doubt = cascade.doubt(statistics[:, : calibration.cheap])
+        escalated = cascade.escalates(doubt)
+        scores = cascade.scores(doubt, escalated, statistics[escalated])
+        accepted = cascade.p_values(scores) > rate
+        truth = np.where(clean["right"], clean["answered"], -1)
+        answered = np.where(escalated, rows["averaged"], rows["bare"])
+        return accepted, answered != truth
+
+    lines: list[dict[str, Any]] = []
+    for title, active in guards:
+        line: dict[str, Any] = {
+            "guard": title,
+            "false_positive_rate": float((~through(clean, active)[0]).mean()),
+            "through": {},
+        }
+        for entry in entries:
+            accepted, wrong = through(found[entry.name], active)
+            line["through"][entry.name] = float((accepted & wrong & clean["right"]).mean())
+        lines.append(line)
+    bare = {
+        entry.name: float((~found[entry.name]["bare_right"] & clean["right"]).mean())
+        for entry in entries
+    }
+    lines.append({"guard": "no guard", "false_positive_rate": 0.0, "through": bare})
+    return lines
+
+
+def confusion(clean: Table, found: dict[str, Table], classes: int) -> list[dict[str, Any]]:
+    """Who was fooled into what, over all attacks, the most frequent first: at most 200 pairs."""
+    count: dict[tuple[int, int], int] = {}
+    for rows in found.values():
+        through = rows["accepted"] & ~rows["right"] & clean["right"]
+        for was, is_ in zip(
+            clean["answered"][through].tolist(), rows["answered"][through].tolist(), strict=True
+        ):
+            count[was, is_] = count.get((was, is_), 0) + 1
+    ordered = sorted(count.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [{"from": was, "to": is_, "count": n} for (was, is_), n in ordered[:200]]
+
+
+def share(hits: Booleans) -> dict[str, Any]:
+    """A proportion with its 95 % interval."""
+    return {"value": float(hits.mean()), "interval": wilson(float(hits.mean()), len(hits))}

@@ -1,0 +1,64 @@
+"""Flags: what a figure may hide is said in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from firewall.evaluation.flags import flags
+
+
+def entry(name: str, knowledge: str, success: float, fooled: float) -> dict[str, Any]:
+    return {
+        "name": name, "knowledge": knowledge, "success_rate": success, "fooled_bare_rate": fooled,
+    }  # fmt: skip
+
+
+SOUND = [
+    entry("PGD-50", "oblivious", 0.1, 0.8),
+    entry("APGD-CE", "oblivious", 0.1, 0.82),
+    entry("Square", "black-box", 0.3, 0.5),
+    entry("transfer, no query", "transfer", 0.2, 0.3),
+    entry("adaptive", "adaptive", 0.9, 0.9),
+]
+
+
+def column(share: float) -> np.ndarray:
+    return np.arange(100) < round(100 * share)
+
+
+def probes(**changes: float) -> dict[str, dict[str, np.ndarray]]:
+    share = {"noise": 0.1, "large": 1.0, "steps": 0.82, "restarts": 0.8} | changes
+    found = {
+        name: {"fooled": column(share[name])} for name in ("noise", "large", "steps", "restarts")
+    }
+    vanished, random = column(changes.get("vanished", 0)), column(changes.get("random", 0))
+    return found | {"gradient": {"vanished": vanished, "random": random}}
+
+
+FOUND = {"PGD-50": {"bare_right": ~column(0.8)}, "APGD-CE": {"bare_right": ~column(0.82)}}
+
+
+def test_a_sound_evaluation_raises_nothing() -> None:
+    assert flags(SOUND, FOUND, probes()) == []
+
+
+def test_each_flag() -> None:
+    def raised(attacks: list[dict[str, Any]] = SOUND, **changes: float) -> str:
+        [one] = flags(attacks, FOUND, probes(**changes))
+        return one
+
+    masked = [SOUND[0] | {"fooled_bare_rate": 0.2}, *SOUND[1:]]
+    assert raised(masked).startswith("gradient masking: APGD-CE fools the bare classifier on 82%")
+    weak = [*SOUND[:4], SOUND[4] | {"success_rate": 0.21}]
+    assert "black-box beats white box: Square succeeds on 30%" in raised(weak)
+    blind = [*SOUND[:3], SOUND[3] | {"fooled_bare_rate": 0.95}, SOUND[4]]
+    assert raised(blind).startswith("gradient masking: transfer, no query, without a gradient")
+    assert "no adaptive attack" in raised(SOUND[:4])
+    assert "vanished gradients" in raised(vanished=0.4)
+    assert raised(random=1.0).startswith("random: the same image")
+    assert "four times as many raise the success of APGD-CE" in raised(steps=0.95)
+    assert "five instead of one raise the success of PGD-50" in raised(restarts=0.95)
+    assert "instead of all" in raised(large=0.99)
+    assert "the figures are about noise" in raised(noise=0.8)
