@@ -115,21 +115,30 @@ class Adaptive:
         """
         delta = torch.zeros_like(x) if start is None else start - x
         weight = torch.ones(len(x))
-        best = x.clone()
+        result = x.clone()
         # Lower is better: excess where the row fools, else 1e3 less what is gained of the margin.
         best_value = torch.full((len(x),), torch.inf)
         past = torch.zeros_like(x)
+        rows = torch.arange(len(x))
         for number in range(self.steps + 1):
             delta = delta.detach().requires_grad_(True)
             gained, excess = self._objective(guard, x + delta, label, evasion)
             fools = gained.detach() > 0
             value = torch.where(fools, excess.detach(), 1e3 - gained.detach())
-            better = value < best_value
-            best[better] = (x + delta.detach())[better]
-            best_value[better] = value[better]
-            if number == self.steps or bool((best_value <= 0).all()):
+            better = value < best_value[rows]
+            result[rows[better]] = (x + delta.detach())[better]
+            best_value[rows[better]] = value[better]
+            if number == self.steps:
                 break
             direction = self._direction(delta, gained, excess, weight)
+            going = value > 0
+            if not bool(going.all()):
+                # What is through is done: the rest goes on without it, in a smaller batch.
+                x, label, rows, weight = x[going], label[going], rows[going], weight[going]
+                delta, past, direction = delta.detach()[going], past[going], direction[going]
+                excess, fools = excess.detach()[going], fools[going]
+                if not len(rows):
+                    break
             past = 0.75 * past + direction
             progress = number / self.steps
             step = self.radius * (0.25 * (1 - progress) + 0.025 * progress)
@@ -139,7 +148,7 @@ class Adaptive:
             caught = excess.detach() > 0
             weight = torch.where(caught & fools, weight * 1.1, weight)
             weight = torch.where(~fools, weight * 0.9, weight).clamp(1e-2, 1e3)
-        return best
+        return result
 
     def _objective(
         self, guard: ServedGuard, point: Tensor, label: Tensor, evasion: Evasion
