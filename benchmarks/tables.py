@@ -19,16 +19,19 @@ from firewall.train.card import (
     FALSE_POSITIVE_HEAD,
     detection_rows,
     false_positive_rows,
+    interval,
+    percent,
+    suite_lines,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md",)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "attacks.md")
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def result(name: str) -> dict[str, Any]:
+def result(name: str, file: str = "result.json") -> dict[str, Any]:
     """What a benchmark wrote."""
-    path = ROOT / "benchmarks" / "results" / name / "result.json"
+    path = ROOT / "benchmarks" / "results" / name / file
     loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
 
@@ -67,7 +70,47 @@ def latency() -> list[str]:
     return rows
 
 
-TABLES = {"false-positives": false_positives, "detection": detection, "latency": latency}
+def suite() -> list[str]:
+    return suite_lines(result("imagenet-default", "evaluation.json"))
+
+
+def masking() -> list[str]:
+    found = result("gradient-masking", "evaluation.json")
+    worst = found["worst_case"]
+    rows = ["| attack | knows | robust accuracy |", "|---|---|---|"]
+    rows += [
+        f"| {one['name']} | {one['knowledge']} | {percent(one['robust_accuracy'])} |"
+        for one in found["attacks"]
+        if one["bounded"]
+    ]
+    rows.append(
+        f"| all together | | **{percent(worst['robust_accuracy'])}** "
+        f"({interval(worst['interval'])}) |"
+    )
+    rows += [
+        "",
+        f"Clean accuracy {percent(found['clean']['accuracy']['value'])}. Warnings raised:",
+        "",
+    ]
+    return rows + [f"- {line}" for line in found["warnings"]]
+
+
+def speed() -> list[str]:
+    found = result("attack-speed")
+    rows = ["| PGD-50 by | images a second | ours is faster by |", "|---|---|---|"]
+    for name, rate in found["images_per_second"].items():
+        rows.append(f"| {name} | {rate:.0f} | {found['ratio_of_ours'][name]:.2f} |")
+    return rows
+
+
+TABLES = {
+    "false-positives": false_positives,
+    "detection": detection,
+    "latency": latency,
+    "suite": suite,
+    "masking": masking,
+    "attack-speed": speed,
+}
 
 
 def render(text: str) -> str:

@@ -88,7 +88,8 @@ class BundleTarget:
         calibration = Calibration.from_json(self.bundle.files["calibration.json"])
         wire = WireInput(manifest.input)
         live = LiveGuard(
-            CompiledGuard(self.bundle.files),
+            # As many threads as torch has: a process of several keeps to its share of cores.
+            CompiledGuard(self.bundle.files, threads=torch.get_num_threads()),
             calibration,
             Policy(false_positive_rate=rate),
             model=manifest.name,

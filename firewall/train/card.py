@@ -60,6 +60,34 @@ def detection_rows(attacks: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def suite_lines(suite: dict[str, Any]) -> list[str]:
+    """The whole suite of `firewall evaluate`: its warnings, its attacks, its worst case."""
+    worst, model = suite["worst_case"], suite["threat_model"]
+    radius = f"{255 * model['radius']:g}/255"
+    return [
+        f"The whole suite on {suite['n']} crops, {model['norm']} {radius}, at "
+        f"{percent(suite['policy']['false_positive_rate'])} promised false positives, "
+        f"{suite['effort']['steps']} steps, {suite['effort']['queries']} queries:",
+        "",
+        *(f"- **Warning:** {line}." for line in suite["warnings"] or ["none was raised"]),
+        "",
+        "| attack | knowledge | fools the bare classifier | refused | accepted with a wrong answer "
+        "| 95 % | AUROC |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {one['name']}{'' if one['bounded'] else ' (no radius)'} | {one['knowledge']} | "
+            f"{percent(one['fooled_bare_rate'])} | {percent(one['detected_rate'])} | "
+            f"{percent(one['success_rate'])} | {interval(one['success_interval'])} | "
+            f"{one['auroc']:.3f} |"
+            for one in suite["attacks"]
+        ),
+        "",
+        f"Worst case over all attacks within the radius: "
+        f"**{percent(worst['robust_accuracy'])}** of crops stand ({interval(worst['interval'])}); of the bare classifier "
+        f"{percent(worst['bare_robust_accuracy'])}.",
+    ]
+
+
 def render(manifest: Manifest, calibration: Calibration, evaluation: dict[str, Any]) -> str:
     """The card of a bundle.
 
@@ -67,7 +95,7 @@ def render(manifest: Manifest, calibration: Calibration, evaluation: dict[str, A
         manifest: of the bundle.
         calibration: of the bundle.
         evaluation: `held_out`, measured when the bundle was built, and `reference` (or None),
-            measured by the benchmark on a bundle of the same recipe.
+            measured by the benchmarks on bundles of the same recipe.
 
     """
     spec = manifest.input
@@ -132,6 +160,8 @@ def render(manifest: Manifest, calibration: Calibration, evaluation: dict[str, A
             *detection_rows(reference["attacks"]),
             "",
         ]
+        if reference.get("suite"):
+            lines += [*suite_lines(reference["suite"]), ""]
     lines += [
         "Oblivious attackers attack the bare classifier and know nothing of the guard; several "
         "of them get through all the same. The adaptive attacker optimises against the guard "

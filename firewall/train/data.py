@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,45 @@ def load_npz(
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise ConfigError(f"{flag}, y: {y.dtype} {list(y.shape)}; expected integers [rows]")
     return _images(x, flag), y.astype(np.int64)
+
+
+def load_idx(images: Path, labels: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """A pair of IDX files, as of MNIST and Fashion-MNIST; gzip is opened.
+
+    Returns:
+        x as [N, 1, H, W] float32 in [0, 1], y as [N] int64.
+
+    Raises:
+        ConfigError: a file cannot be read, is no IDX file of bytes, or they do not fit together.
+
+    """
+    pixels, classes = _idx(images), _idx(labels)
+    if pixels.ndim != 3:
+        raise ConfigError(f"{images}: {pixels.ndim} axes; expected images [rows, height, width]")
+    if classes.shape != (len(pixels),):
+        raise ConfigError(
+            f"{labels}: shape {list(classes.shape)}; expected one label for {len(pixels)} images"
+        )
+    x = pixels[:, None].astype(np.float32) / np.float32(255)
+    return x, classes.astype(np.int64)
+
+
+def _idx(path: Path) -> npt.NDArray[np.uint8]:
+    """An IDX file of bytes: two zeros, type 8, the number of axes, their sizes, the values."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:
+        raise ConfigError(f"{path} is a damaged gzip file") from error
+    wrong = ConfigError(f"{path} is not an IDX file of bytes")
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+        raise wrong
+    head = 4 + 4 * data[3]
+    shape = np.frombuffer(data[4:head], ">u4").tolist() if len(data) >= head else []
+    if not shape or len(data) - head != math.prod(shape):
+        raise wrong
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 
 
 def _images(x: npt.NDArray[Any], flag: str) -> npt.NDArray[np.float32]:

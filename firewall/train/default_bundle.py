@@ -82,10 +82,22 @@ def imagenet_labels() -> tuple[str, ...]:
 
 
 def reference_result() -> dict[str, Any] | None:
-    """What `python -m benchmarks.default_bundle` measured on this recipe; None if on another."""
+    """What was measured on this recipe; None if it was on another.
+
+    By `python -m benchmarks.default_bundle` and, as `suite`, by `benchmarks.imagenet_default`.
+    """
+    found = _result("default_bundle_result.json", "default-bundle/result.json")
+    if found is None:
+        return None
+    suite = _result("default_bundle_suite.json", "imagenet-default/evaluation.json")
+    return found | {"suite": suite}
+
+
+def _result(shipped: str, measured: str) -> dict[str, Any] | None:
+    """A result as it lies in a wheel, or in a checkout; None if it is of another recipe."""
     for place in (
-        files("firewall.train") / "default_bundle_result.json",
-        Path(__file__).parents[2] / "benchmarks" / "results" / "default-bundle" / "result.json",
+        files("firewall.train") / shipped,
+        Path(__file__).parents[2] / "benchmarks" / "results" / measured,
     ):
         if place.is_file():
             result: dict[str, Any] = json.loads(place.read_text())

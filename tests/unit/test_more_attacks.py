@@ -45,11 +45,11 @@ def test_noise_becomes_a_class_and_a_weight_keeps_the_picture(
     nothing = attack(network, noise, target)
     # Distances of probabilities are flat where the network is sure of something else.
     flat = output != "cross-entropy"
-    assert fooled(network, nothing, target) <= (0.25 if flat else 0.0)
+    assert fooled(network, nothing, target) <= (0.4 if flat else 0.0)
     kept = TargetedOptimisation(
         weight=0.05 if flat else 20.0, output=output, optimiser=optimiser, steps=150, rate=0.02
     )(network, x, target, x)
-    assert fooled(network, kept, target) <= (0.25 if flat else 0.0)
+    assert fooled(network, kept, target) <= (0.4 if flat else 0.0)
     assert (kept - x).square().mean() < 0.1 * (nothing - x).square().mean()
     assert kept.min() >= 0
     assert kept.max() <= 1
