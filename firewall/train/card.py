@@ -82,8 +82,8 @@ def suite_lines(suite: dict[str, Any]) -> list[str]:
             for one in suite["attacks"]
         ),
         "",
-        f"Worst case over all attacks within the radius: "
-        f"**{percent(worst['robust_accuracy'])}** of crops stand ({interval(worst['interval'])}); of the bare classifier "
+        f"Worst case over all attacks within the radius: **{percent(worst['robust_accuracy'])}** "
+        f"of crops stand ({interval(worst['interval'])}); of the bare classifier "
         f"{percent(worst['bare_robust_accuracy'])}.",
     ]
 
