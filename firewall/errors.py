@@ -21,6 +21,8 @@
     ├── CalibrationError
     │   └── SampleTooSmall    the sample cannot promise the rate asked for; says what would do
     ├── ParityError           the compiled graph and the torch module disagree
+    ├── TrainingError         a step of a recipe run failed; what was finished is kept
+    ├── GateFailed            a bundle does not reach what its recipe asks for
     └── BundleError
         ├── BundleMissing     there is no bundle at that place
         ├── BundleMalformed   the manifest or a file in it is not what the schema says
@@ -125,6 +127,14 @@ class SampleTooSmall(CalibrationError):
 
 class ParityError(FirewallError):
     """The compiled graph and the torch module disagree."""
+
+
+class TrainingError(FirewallError):
+    """A step of a recipe run failed; what was finished is kept."""
+
+
+class GateFailed(FirewallError):
+    """A bundle does not reach what its recipe asks for."""
 
 
 class BundleError(FirewallError):

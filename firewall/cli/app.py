@@ -22,6 +22,7 @@ from firewall.cli.shared import (
     default_bundle_in_a_process,
     open_checked,
 )
+from firewall.cli.train import train
 from firewall.errors import ConfigError, FirewallError
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ def plugins(as_json: Json = False) -> None:
 
 app.command()(attack)
 app.command()(evaluate)
+app.command()(train)
 
 
 @bundle_app.command("show")

@@ -75,6 +75,8 @@ class Identity:
     seed: int
     labels: tuple[str, ...]
     threat_model: ThreatModel
+    #: When it was made, ISO 8601 in UTC; now when empty.
+    created: str = ""
 
 
 def build(
@@ -151,7 +153,7 @@ def build(
         guard=guard_spec,
         threat_model=identity.threat_model,
         provenance=Provenance(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=identity.created or datetime.now(UTC).isoformat(timespec="seconds"),
             producer=f"robustness-firewall {__version__}",
             recipe=identity.recipe,
             seed=identity.seed,

@@ -95,7 +95,8 @@ def render(manifest: Manifest, calibration: Calibration, evaluation: dict[str, A
         manifest: of the bundle.
         calibration: of the bundle.
         evaluation: `held_out`, measured when the bundle was built, and `reference` (or None),
-            measured by the benchmarks on bundles of the same recipe.
+            measured by the benchmarks on bundles of the same recipe; or `suite`, measured on this
+            very bundle.
 
     """
     spec = manifest.input
@@ -141,7 +142,9 @@ def render(manifest: Manifest, calibration: Calibration, evaluation: dict[str, A
         "",
     ]
     reference = evaluation.get("reference")
-    if reference is None:
+    if reference is None and evaluation.get("suite"):
+        lines += [*suite_lines(evaluation["suite"]), ""]
+    elif reference is None:
         lines += ["Not measured for this recipe.", ""]
     else:
         lines += [

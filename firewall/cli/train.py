@@ -1,0 +1,78 @@
+"""`firewall train`: from a recipe to a signed bundle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firewall.cli.shared import Json
+from firewall.errors import ConfigError
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; one that is there goes on.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda, for the training.")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes of the evaluation.")] = 1,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the recipe, say what is wrong, and stop.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, build, evaluate, gate and sign; leaves bundle, evaluation.json and report.html."""
+    try:
+        from firewall.stages.registry import Registry
+        from firewall.train.pipeline import run
+        from firewall.train.recipe import load
+    except ImportError as error:
+        raise ConfigError(
+            "train: training needs more packages; pip install 'robustness-firewall[train,attack]'"
+        ) from error
+    from firewall.bundle.signing import user_signer
+
+    registry = Registry.discover()
+    loaded = load(recipe, registry)
+    if check:
+        print(f"{recipe}: good")
+        return
+    _check_device(device)
+    done = run(
+        loaded,
+        recipe.parent,
+        out,
+        user_signer(),
+        registry,
+        device=device,
+        jobs=jobs,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    summary = done.summary
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for warning in summary["evaluation"]["warnings"]:
+        print(f"WARNING: {warning}")
+    for title, part, key in (
+        ("guard model, clean", "guard_model", "clean_accuracy"),
+        ("firewall, clean accepted and right", "firewall", "clean_accepted_and_correct"),
+        ("firewall, false positives", "firewall", "false_positive_rate"),
+    ):
+        print(f"{title:36} {summary[part][key]['value']:.1%}")
+    for part in ("guard_model", "firewall"):
+        low, high = summary[part]["interval"]
+        title = f"{part.replace('_', ' ')}, robust, worst case"
+        print(f"{title:36} {summary[part]['robust_accuracy']:.1%} ({low:.1%} to {high:.1%})")
+    print(f"{done.bundle}, {out / 'evaluation.json'}, {out / 'report.html'}")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: {device!r}; expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: 'cuda' is not to be had here; use cpu")

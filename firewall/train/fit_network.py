@@ -1,0 +1,344 @@
+"""The training loop: epochs, averaged weights, an early choice, and a checkpoint after each epoch.
+
+A run that is killed and started again goes on after the last whole epoch and ends with the same
+bits: every random draw of an epoch comes from the seed and the epoch's number.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from firewall.attack.apgd import AutoPGD
+from firewall.attack.gradient import GradientAttack
+from firewall.attack.losses import dlr
+from firewall.errors import TrainingError
+from firewall.guard.classifier import Classifier
+from firewall.train.objectives import Objective
+from firewall.train.weight_perturbation import perturbed
+
+#: Share of selection rows by which single-step accuracy must leave the iterated one for an alarm.
+_COLLAPSE = 0.25
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs with one objective."""
+
+    objective: Objective
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a network is trained.
+
+    Attributes:
+        phases: in order; a cheap objective first, the strong one after it.
+        radius: L-infinity, of the attack by which epochs are compared.
+        batch: rows of a step.
+        rate: largest learning rate, of one cycle over all phases.
+        decay: of weights.
+        average: share of the old average that a step keeps (EMA); 0 takes the weights as they are.
+        gamma: of adversarial weight perturbation; 0 is without. From the second phase on, or in
+            all of a single one.
+        shift: pixels by which training images are moved at random, either way.
+        mirror: whether half of them are mirrored.
+
+    """
+
+    phases: tuple[Phase, ...]
+    radius: float
+    batch: int = 128
+    rate: float = 2e-3
+    decay: float = 5e-4
+    average: float = 0.995
+    gamma: float = 0.0
+    shift: int = 0
+    mirror: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """Of all phases."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def phase(self, epoch: int) -> tuple[int, Phase]:
+        """Number and phase of an epoch, from 0."""
+        for number, phase in enumerate(self.phases):
+            if epoch < phase.epochs:
+                return number, phase
+            epoch -= phase.epochs
+        raise IndexError(epoch)
+
+
+@dataclass(frozen=True)
+class Images:
+    """[N, C, H, W] uint8 images with [N] labels."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows as floats in [0, 1], and their labels."""
+        return self.x[rows].to(device).float() / 255, self.y[rows].to(device)
+
+
+def fit_network(
+    network: Classifier,
+    train: Images,
+    selection: Images,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda line: None,
+    record: Callable[[int, dict[str, float]], None] = lambda epoch, figures: None,
+) -> list[dict[str, Any]]:
+    """Train, leaving in `network` the averaged weights of the best epoch.
+
+    Args:
+        network: with fresh weights; changed in place.
+        train: what it learns from.
+        selection: rows that it does not learn from, by which epochs are compared.
+        schedule: how.
+        folder: for `checkpoint.pt` and `log.jsonl`.
+        seed: of every draw.
+        device: `cpu` or `cuda`.
+        progress: told each epoch, with the time left.
+        record: given each epoch's figures, such as a TensorBoard writer.
+
+    Returns:
+        The log: an entry an epoch.
+
+    Raises:
+        TrainingError: the loss is no longer a number; the last good checkpoint is kept.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    network.to(device)
+    state = _State(network, schedule, len(train), torch.device(device))
+    log = state.resume(folder / "checkpoint.pt")
+    if log:
+        progress(f"going on after epoch {len(log)} of {schedule.epochs}")
+    begun, first = time.monotonic(), len(log)
+    for epoch in range(first, schedule.epochs):
+        loss = _epoch(network, state, train, schedule, seed, epoch)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"training: the loss is {loss} in epoch {epoch + 1}; lower [train] rate, which is "
+                f"{schedule.rate:g}. What was good until then is in {folder / 'checkpoint.pt'}"
+            )
+        figures = _figures(state.averaged, selection, schedule, seed, state.device) | {"loss": loss}
+        entry: dict[str, Any] = {"epoch": epoch + 1, "phase": schedule.phase(epoch)[0]} | figures
+        alarm = _alarm(figures)
+        if alarm:
+            entry["alarm"] = alarm
+        log.append(entry)
+        state.keep(folder / "checkpoint.pt", log)
+        with open(folder / "log.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in log)
+        record(epoch + 1, figures)
+        left = (time.monotonic() - begun) / (epoch + 1 - first) * (schedule.epochs - epoch - 1)
+        progress(
+            f"epoch {epoch + 1} of {schedule.epochs}: loss {loss:.3f}, clean "
+            f"{figures['clean']:.1%}, attacked {figures['attacked']:.1%}, about {left:.0f} s left"
+            + (f"; ALARM: {alarm}" if alarm else "")
+        )
+    network.load_state_dict(state.best)
+    network.cpu().eval().requires_grad_(False)
+    return log
+
+
+class _State:
+    """Everything that a checkpoint holds."""
+
+    def __init__(
+        self, network: Classifier, schedule: Schedule, rows: int, device: torch.device
+    ) -> None:
+        self.network = network
+        self.device = device
+        self.averaged = _copy(network)
+        self.best = {key: value.clone() for key, value in network.state_dict().items()}
+        self.best_value = -1.0
+        self.steps = 0
+        self.optimiser = torch.optim.AdamW(
+            network.parameters(), schedule.rate, weight_decay=schedule.decay
+        )
+        total = max(2, schedule.epochs * max(1, rows // schedule.batch))
+        self.cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, schedule.rate, total_steps=total, pct_start=0.2
+        )
+
+    def average(self, keep: float) -> None:
+        """Move the average towards the weights; quickly at first, when it knows nothing."""
+        self.steps += 1
+        keep = min(keep, self.steps / (self.steps + 10))
+        with torch.no_grad():
+            for mean, now in zip(
+                self.averaged.state_dict().values(),
+                self.network.state_dict().values(),
+                strict=True,
+            ):
+                mean.mul_(keep).add_(now, alpha=1 - keep)
+
+    def keep(self, path: Path, log: list[dict[str, Any]]) -> None:
+        """Note the best weights, and write everything."""
+        value = float(log[-1]["attacked"])
+        if value >= self.best_value:
+            self.best_value = value
+            self.best = {k: v.clone() for k, v in self.averaged.state_dict().items()}
+        body = {
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "best": self.best,
+            "best_value": self.best_value,
+            "steps": self.steps,
+            "optimiser": self.optimiser.state_dict(),
+            "cycle": self.cycle.state_dict(),
+            "log": log,
+        }
+        draft = path.with_suffix(".part")
+        torch.save(body, draft)
+        os.replace(draft, path)
+
+    def resume(self, path: Path) -> list[dict[str, Any]]:
+        """Read what `keep` wrote, if there is any; returns the log so far."""
+        if not path.exists():
+            return []
+        body = torch.load(path, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(body["network"])
+        self.averaged.load_state_dict(body["averaged"])
+        self.best, self.best_value = body["best"], body["best_value"]
+        self.steps = body["steps"]
+        self.optimiser.load_state_dict(body["optimiser"])
+        self.cycle.load_state_dict(body["cycle"])
+        log: list[dict[str, Any]] = body["log"]
+        return log
+
+
+def _epoch(
+    network: Classifier,
+    state: _State,
+    train: Images,
+    schedule: Schedule,
+    seed: int,
+    epoch: int,
+) -> float:
+    """One pass over the data; returns the mean loss."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    number, phase = schedule.phase(epoch)
+    perturbs = schedule.gamma > 0 and (number > 0 or len(schedule.phases) == 1)
+    network.train()
+    network.requires_grad_(True)
+    losses: list[float] = []
+
+    def model(x: Tensor) -> Tensor:
+        logits: Tensor = network(x).logits
+        return logits
+
+    for rows in _order(len(train), schedule.batch, generator):
+        x, y = train.batch(rows, state.device)
+        x = _augmented(x, schedule, generator)
+        # The same draws for both passes of a perturbed step.
+        before = generator.get_state()
+        loss = phase.objective(model, x, y, generator)
+        if perturbs:
+            generator.set_state(before)
+            with perturbed(network, loss, schedule.gamma):
+                loss = phase.objective(model, x, y, generator)
+                gradients = torch.autograd.grad(loss, list(network.parameters()))
+            for weight, gradient in zip(network.parameters(), gradients, strict=True):
+                weight.grad = gradient
+        else:
+            state.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            return losses[-1]
+        state.optimiser.step()
+        state.cycle.step()
+        state.average(schedule.average)
+    return sum(losses) / len(losses)
+
+
+def _order(rows: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Whole batches in random order; the rest waits for the next epoch, as long as one is full."""
+    order = torch.randperm(rows, generator=generator)
+    whole = rows // batch * batch
+    yield from torch.split(order[:whole] if whole else order, batch)
+
+
+def _augmented(x: Tensor, schedule: Schedule, generator: torch.Generator) -> Tensor:
+    """Mirrored and moved at random, each row its own way."""
+    if schedule.mirror:
+        flip = torch.rand(len(x), generator=generator) < 0.5
+        x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
+    if schedule.shift:
+        reach = schedule.shift
+        padded = nn.functional.pad(x, [reach] * 4, mode="replicate")
+        moves = torch.randint(0, 2 * reach + 1, (len(x), 2), generator=generator)
+        down = moves[:, :1] + torch.arange(x.shape[2])
+        across = moves[:, 1:] + torch.arange(x.shape[3])
+        rows = torch.arange(len(x)).view(-1, 1, 1)
+        x = padded.permute(0, 2, 3, 1)[rows, down[:, :, None], across[:, None, :]]
+        x = x.permute(0, 3, 1, 2)
+    return x
+
+
+def _figures(
+    network: Classifier,
+    selection: Images,
+    schedule: Schedule,
+    seed: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Accuracy on selection data: clean, after one step, and under a short APGD with DLR."""
+
+    def model(x: Tensor) -> Tensor:
+        logits: Tensor = network(x).logits
+        return logits
+
+    network.eval().requires_grad_(False)
+    one = GradientAttack(schedule.radius, 1, schedule.radius)
+    ten = AutoPGD(schedule.radius, 10, loss=dlr)
+    right = {"clean": 0, "one_step": 0, "attacked": 0}
+    for rows in torch.split(torch.arange(len(selection)), 250):
+        x, y = selection.batch(rows, device)
+        for name, seen in (
+            ("clean", x),
+            ("one_step", one(model, x, y)),
+            ("attacked", ten(model, x, y, seed=seed)),
+        ):
+            with torch.no_grad():
+                right[name] += int((model(seen).argmax(dim=1) == y).sum())
+    return {name: count / len(selection) for name, count in right.items()}
+
+
+def _alarm(figures: dict[str, float]) -> str:
+    """Catastrophic overfitting: strong against one step, weak against several."""
+    apart = figures["one_step"] - figures["attacked"]
+    if apart <= _COLLAPSE:
+        return ""
+    return (
+        f"catastrophic overfitting: {figures['one_step']:.0%} stand one step, "
+        f"{figures['attacked']:.0%} ten"
+    )
+
+
+def _copy(network: Classifier) -> Classifier:
+    return copy.deepcopy(network).eval().requires_grad_(False)

@@ -1,0 +1,78 @@
+"""Networks that are trained here. Each is an embedded classifier with taps."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from firewall.guard.classifier import Classifier, ClassifierOutput
+from firewall.guard.spec import Spec
+from firewall.stages import with_surrogate
+
+
+class NetworkSpec(Spec):
+    """`[network]` of a recipe."""
+
+    architecture: Literal["cnn"] = "cnn"
+    #: Channels of the first layer; later ones have twice and four times as many.
+    width: int = Field(default=32, ge=4, le=1024)
+    #: Units of the layer before the last.
+    hidden: int = Field(default=256, ge=8, le=8192)
+    #: Levels to which each value is rounded before anything else; 0 does not round. The rounding is
+    #: passed by gradients (BPDA): it is no secret, and hides nothing.
+    levels: int = Field(default=0, ge=0, le=256)
+
+
+class Cnn(Classifier):
+    """Four convolutions and two linear layers, for images from 8 x 8 on; no batch norm.
+
+    Batch statistics of clean and adversarial images differ, and without them a row's answer cannot
+    depend on its neighbours in training either.
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("early", "late", "penultimate")
+
+    def __init__(self, spec: NetworkSpec, channels: int, side: tuple[int, int], classes: int):
+        """Random weights, from torch's generator.
+
+        Args:
+            spec: sizes.
+            channels: of the image.
+            side: height and width of the image.
+            classes: of the answer.
+
+        """
+        super().__init__()
+        width = spec.width
+        self.levels = spec.levels
+        self.num_classes = classes
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.second = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
+        self.third = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.fourth = nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1)
+        height, breadth = side[0] // 2 // 2, side[1] // 2 // 2
+        self.hidden = nn.Linear(2 * width * height * breadth, spec.hidden)
+        self.last = nn.Linear(spec.hidden, classes)
+
+    def forward(self, x: Tensor) -> ClassifierOutput:
+        """[N, C, H, W] in [0, 1] to logits and the means of two layers' channels."""
+        if self.levels:
+            steps = self.levels - 1
+            x = with_surrogate(x, lambda v: torch.round(v * steps) / steps, lambda v: v)
+        y = F.relu(self.second(F.relu(self.first(x))))
+        early = y.mean(dim=(2, 3))
+        y = F.relu(self.fourth(F.relu(self.third(y))))
+        late = y.mean(dim=(2, 3))
+        y = F.relu(self.hidden(y.flatten(1)))
+        return ClassifierOutput(self.last(y), {"early": early, "late": late, "penultimate": y})
+
+
+def make_network(spec: NetworkSpec, shape: tuple[int, int, int], classes: int, seed: int) -> Cnn:
+    """A network with weights drawn from a seed, and no other generator touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Cnn(spec, shape[0], shape[1:], classes)

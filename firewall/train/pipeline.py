@@ -1,0 +1,402 @@
+"""A recipe run: data, training, guard, evaluation, gate, signature.
+
+Each step is a pure function of its settings and of the steps before it, kept in a folder under
+`OUT/steps`. Killed at any moment and started again, a run goes on where it was, and on the same
+machine ends with the same bundle, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from firewall.attack.suite import SUITES
+from firewall.bundle.manifest import ThreatModel
+from firewall.bundle.signing import Signer
+from firewall.bundle.store import open_bundle, write_bundle
+from firewall.errors import ConfigError, GateFailed, TrainingError
+from firewall.evaluation.provenance import provenance
+from firewall.evaluation.report import write_report
+from firewall.evaluation.request import Request
+from firewall.evaluation.run import evaluate
+from firewall.evaluation.target import BundleTarget
+from firewall.guard.calibration import Calibration, least_sample
+from firewall.guard.spec import InputSpec, Preprocessing
+from firewall.stages.registry import Registry
+from firewall.train.build import Data, Identity, build
+from firewall.train.card import render
+from firewall.train.fit_network import Images, fit_network
+from firewall.train.networks import Cnn, make_network
+from firewall.train.recipe import Recipe
+from firewall.train.sources import PARTS, Labelled, content_hashes, read, split
+from firewall.train.steps import Steps, digest, write_json
+
+#: Training images by which stages are fitted.
+_FIT_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a recipe run made: the signed bundle, its figures, and its folder."""
+
+    bundle: Path
+    summary: dict[str, Any]
+
+
+def run(
+    recipe: Recipe,
+    base: Path,
+    out: Path,
+    signer: Signer,
+    registry: Registry,
+    *,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Run:
+    """Run a recipe.
+
+    Args:
+        recipe: checked.
+        base: folder from which its relative paths count.
+        out: for everything; `bundle`, `evaluation.json`, `report.html` and `log.jsonl` in the end.
+        signer: whose signature the bundle gets.
+        registry: plugins.
+        device: `cpu` or `cuda`, of the training.
+        jobs: processes of the evaluation.
+        progress: told each step.
+
+    Raises:
+        ConfigError: the data is not what the recipe says.
+        GateFailed: the bundle does not reach what the recipe asks for; nothing is signed.
+        TrainingError: a step failed; what was finished is kept.
+
+    """
+    started = _started(out)
+    steps = Steps(out / "steps", progress)
+    found, sealed = read(recipe.data, base)
+    parts = split(recipe.data, found, sealed)
+    _check_sizes(recipe, parts)
+    shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
+    data = steps.run(
+        "data",
+        {"data": recipe.data.model_dump(mode="json"), "content": _content(parts)},
+        lambda folder: _keep_parts(parts, folder),
+    )
+    trained = steps.run(
+        "train",
+        {
+            "data": digest(data),
+            "network": recipe.network.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json"),
+            "seed": recipe.seed,
+        },
+        lambda folder: _train(recipe, parts, shape, folder, device, progress),
+    )
+    network = make_network(recipe.network, shape, len(found.labels), recipe.seed)
+    network.load_state_dict(load_file(trained / "network.safetensors"))
+    network.eval().requires_grad_(False)
+    draft = steps.run(
+        "guard",
+        {
+            "network": digest(trained),
+            "data": digest(data),
+            "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
+            "guard": recipe.guard.model_dump(mode="json"),
+            "name": recipe.name,
+            "version": recipe.version,
+            "seed": recipe.seed,
+            "started": started,
+        },
+        lambda folder: _draft(recipe, network, parts, shape, started, registry, folder, progress),
+    )
+    figures = steps.run(
+        "evaluate",
+        {"guard": digest(draft), "evaluate": recipe.evaluate.model_dump(mode="json")},
+        lambda folder: _evaluate(recipe, draft, parts["test"], folder, jobs, progress),
+    )
+    result = json.loads((figures / "evaluation.json").read_text())
+    summary = _summary(recipe, result, parts, json.loads((trained / "log.json").read_text()))
+    _gate(recipe, summary, figures)
+    return Run(_sign(recipe, draft, figures, trained, summary, out, signer), summary)
+
+
+def _started(out: Path) -> str:
+    """When this run was first started: the date of its bundle, however often it is resumed."""
+    path = out / "started.txt"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(datetime.now(UTC).isoformat(timespec="seconds"))
+        return path.read_text().strip()
+    except OSError as error:
+        raise TrainingError(f"--out: {out} cannot be written: {error.strerror}") from error
+
+
+def _check_sizes(recipe: Recipe, parts: dict[str, Labelled]) -> None:
+    """Whether calibration can promise what the recipe wants, before anything is trained."""
+    rate = recipe.guard.false_positive_rate
+    have, need = len(parts["calibration"]) // 2, least_sample(rate)
+    if have < need:
+        raise ConfigError(
+            f"guard.false_positive_rate: {rate:g} needs {2 * need} calibration images; the data "
+            f"gives {2 * have}: bring more, raise data.calibration, or choose a higher rate"
+        )
+
+
+def _content(parts: dict[str, Labelled]) -> dict[str, str]:
+    return {
+        part: hashlib.sha256(
+            one.x.tobytes() + one.y.tobytes() + "\n".join(one.labels).encode()
+        ).hexdigest()
+        for part, one in parts.items()
+    }
+
+
+def _keep_parts(parts: dict[str, Labelled], folder: Path) -> None:
+    """How many rows of each class every part has, and which they are."""
+    for part in PARTS:
+        one = parts[part]
+        body = {
+            "rows": len(one),
+            "classes": np.bincount(one.y, minlength=len(one.labels)).tolist(),
+            "sha256": content_hashes(one.x),
+        }
+        write_json(folder / f"{part}.json", body)
+
+
+def _train(
+    recipe: Recipe,
+    parts: dict[str, Labelled],
+    shape: tuple[int, int, int],
+    folder: Path,
+    device: str,
+    progress: Callable[[str], None],
+) -> None:
+    network = make_network(recipe.network, shape, len(parts["train"].labels), recipe.seed)
+    log = fit_network(
+        network,
+        _images(parts["train"]),
+        _images(parts["selection"]),
+        recipe.train.schedule(),
+        folder / "state",
+        seed=recipe.seed,
+        device=device,
+        progress=progress,
+    )
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    save_file(state, folder / "network.safetensors")
+    write_json(folder / "log.json", log)
+
+
+def _images(one: Labelled) -> Images:
+    return Images(torch.from_numpy(one.x), torch.from_numpy(one.y))
+
+
+def _draft(
+    recipe: Recipe,
+    network: Cnn,
+    parts: dict[str, Labelled],
+    shape: tuple[int, int, int],
+    started: str,
+    registry: Registry,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> None:
+    """The whole bundle, signed by a key that nobody has: to be evaluated, not to be served."""
+    signer = Signer.generate()
+    calibration, train = parts["calibration"], parts["train"]
+    half = len(calibration) // 2
+    rows = np.random.default_rng(recipe.seed).permutation(len(train))[:_FIT_ROWS]
+    held_out = _wire(parts["selection"])
+    place = folder / "bundle"
+    if place.exists():
+        # Left by a try that was killed between writing it and saying so.
+        shutil.rmtree(place)
+    build(
+        place,
+        identity=Identity(
+            name=recipe.name,
+            version=recipe.version,
+            architecture=f"{recipe.network.architecture}, width {recipe.network.width}",
+            recipe=_recipe_digest(recipe),
+            seed=recipe.seed,
+            labels=train.labels,
+            threat_model=ThreatModel(
+                norm=recipe.evaluate.norm,
+                radius=recipe.evaluate.radius or recipe.train.radius,
+                evaluated=_knowledge(recipe.evaluate.suite),
+            ),
+            created=started,
+        ),
+        classifier=network,
+        guard_spec=recipe.guard_spec,
+        input_spec=InputSpec(
+            name="input", channels=recipe.data.channels, height=shape[1], width=shape[2]
+        ),
+        preprocessing=Preprocessing(resize=max(4, min(shape[1:]))),
+        escalation=recipe.guard.escalation,
+        data=Data(
+            fit=_wire(train.take(rows)),
+            part_a=_wire(calibration)[:half],
+            part_b=_wire(calibration)[half : 2 * half],
+            held_out=held_out,
+            held_out_groups=np.arange(len(held_out)),
+            names={part: (f"{len(parts[part])} images",) for part in PARTS},
+        ),
+        signer=signer,
+        registry=registry,
+        progress=progress,
+    )
+    (folder / "signer.pub").write_text(signer.public)
+
+
+def _wire(one: Labelled) -> Any:
+    """[N, H, W, C] pixels."""
+    return np.ascontiguousarray(one.x.transpose(0, 2, 3, 1))
+
+
+def _knowledge(suite: str) -> tuple[Any, ...]:
+    by_suite = {
+        "static": ("oblivious",),
+        "black-box": ("black-box",),
+        "adaptive": ("adaptive",),
+        "full": ("oblivious", "black-box", "adaptive"),
+    }
+    assert by_suite.keys() == set(SUITES)
+    return by_suite[suite]
+
+
+def _recipe_digest(recipe: Recipe) -> str:
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+
+
+def _evaluate(
+    recipe: Recipe,
+    draft: Path,
+    test: Labelled,
+    folder: Path,
+    jobs: int,
+    progress: Callable[[str], None],
+) -> None:
+    bundle = open_bundle(draft / "bundle", {(draft / "signer.pub").read_text()})
+    settings = recipe.evaluate
+    request = Request(
+        settings.suite,
+        settings.norm,
+        settings.radius or recipe.train.radius,
+        seed=recipe.seed,
+        rate=recipe.guard.false_positive_rate,
+        steps=settings.steps,
+        queries=settings.queries,
+    )
+    rows = slice(settings.rows)
+    done = evaluate(
+        BundleTarget(bundle),
+        test.x[rows].astype(np.float32) / np.float32(255),
+        test.y[rows],
+        request,
+        folder / "state",
+        provenance=provenance(),
+        jobs=jobs,
+        progress=progress,
+    )
+    write_report(done, folder / "report.html")
+    write_json(folder / "evaluation.json", done.result)
+
+
+def _summary(
+    recipe: Recipe, result: dict[str, Any], parts: dict[str, Labelled], log: list[Any]
+) -> dict[str, Any]:
+    """The figures of a run: of the classifier alone, of the whole firewall, and how it was made."""
+    worst, clean = result["worst_case"], result["clean"]
+    return {
+        "recipe": json.loads(recipe.model_dump_json()),
+        "digest": _recipe_digest(recipe),
+        "environment": result["environment"],
+        "rows": {part: len(parts[part]) for part in PARTS},
+        "training": log,
+        "guard_model": {
+            "clean_accuracy": clean["accuracy"],
+            "robust_accuracy": worst["bare_robust_accuracy"],
+            "interval": worst["bare_interval"],
+            "fooled_by": {one["name"]: one["fooled_bare_rate"] for one in result["attacks"]},
+        },
+        "firewall": {
+            "clean_accepted_and_correct": clean["accepted_and_correct"],
+            "false_positive_rate": clean["false_positive_rate"],
+            "robust_accuracy": worst["robust_accuracy"],
+            "interval": worst["interval"],
+        },
+        "evaluation": result,
+    }
+
+
+def _gate(recipe: Recipe, summary: dict[str, Any], figures: Path) -> None:
+    """Refuse what does not reach the recipe's own limits, all of them named."""
+    gate, firewall = recipe.gate, summary["firewall"]
+    short = [
+        f"{name} {value:.1%} is {'over' if over else 'under'} {limit:.1%}"
+        for name, value, limit, over in (
+            (
+                "clean_accuracy",
+                summary["guard_model"]["clean_accuracy"]["value"],
+                gate.clean_accuracy,
+                False,
+            ),
+            ("robust_accuracy", firewall["robust_accuracy"], gate.robust_accuracy, False),
+            (
+                "false_positive_rate",
+                firewall["false_positive_rate"]["value"],
+                gate.false_positive_rate,
+                True,
+            ),
+        )
+        if (value > limit if over else value < limit)
+    ]
+    if short:
+        raise GateFailed(
+            f"gate: {'; '.join(short)}; nothing was signed, the figures are in "
+            f"{figures / 'evaluation.json'}"
+        )
+
+
+def _sign(
+    recipe: Recipe,
+    draft: Path,
+    figures: Path,
+    trained: Path,
+    summary: dict[str, Any],
+    out: Path,
+    signer: Signer,
+) -> Path:
+    """The bundle with its figures in it, and beside it what people look at."""
+    opened = open_bundle(draft / "bundle", {(draft / "signer.pub").read_text()})
+    files = dict(opened.files)
+    built = json.loads(files["evaluation.json"])
+    # When it was measured is no part of what it is: the same run gives the same bits.
+    result = {key: value for key, value in summary["evaluation"].items() if key != "environment"}
+    for attack in result["attacks"]:
+        del attack["seconds"]
+    built["suite"] = result
+    files["evaluation.json"] = json.dumps(built, indent=1).encode()
+    calibration = Calibration.from_json(files["calibration.json"])
+    files["MODEL_CARD.md"] = render(opened.manifest, calibration, built).encode()
+    target = out / "bundle"
+    if target.exists():
+        shutil.rmtree(target)
+    write_bundle(target, opened.manifest, files, signer)
+    write_json(out / "evaluation.json", summary)
+    shutil.copyfile(figures / "report.html", out / "report.html")
+    shutil.copyfile(trained / "state" / "log.jsonl", out / "log.jsonl")
+    return target

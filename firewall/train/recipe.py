@@ -1,0 +1,205 @@
+"""A recipe: everything that decides a bundle, as one TOML file, checked before any compute.
+
+All mistakes of a recipe are reported together.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from firewall.attack.suite import SUITES
+from firewall.errors import ConfigError, FirewallError
+from firewall.guard.spec import GuardSpec, Spec, StageSpec
+from firewall.stages.registry import Registry
+from firewall.train.fit_network import Phase, Schedule
+from firewall.train.networks import NetworkSpec
+from firewall.train.objectives import (
+    AdversarialTraining,
+    Inner,
+    LogitPairing,
+    Mart,
+    Objective,
+    SingleStep,
+    Standard,
+    Trades,
+)
+from firewall.train.sources import SourceSpec
+
+
+class PhaseSpec(Spec):
+    """`[[train.phases]]`: some epochs with one objective."""
+
+    objective: Literal["standard", "fgsm", "n-fgsm", "pgd", "trades", "mart", "logit-pairing"]
+    epochs: int = Field(ge=1, le=10_000)
+    #: Of the inner attack of pgd, trades, mart and logit-pairing.
+    steps: int = Field(default=7, ge=1, le=1000)
+    #: Length of each of them, in radii.
+    step: float = Field(default=0.3, gt=0, le=4)
+    #: trades: beta. mart, logit-pairing: of the second term. pgd: of the loss on clean images.
+    weight: float | None = Field(default=None, ge=0)
+    #: standard: label smoothing.
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    def objective_at(self, radius: float) -> Objective:
+        """The objective for a radius."""
+        inner = Inner(radius, self.steps, self.step)
+        weight = self.weight
+        made: dict[str, Objective] = {
+            "standard": Standard(self.smoothing),
+            "fgsm": SingleStep(radius, noise=1.0, step=1.25, clipped=True),
+            "n-fgsm": SingleStep(radius),
+            "pgd": AdversarialTraining(inner, 0.0 if weight is None else weight),
+            "trades": Trades(inner, 6.0 if weight is None else weight),
+            "mart": Mart(inner, 5.0 if weight is None else weight),
+            "logit-pairing": LogitPairing(inner, 0.5 if weight is None else weight),
+        }
+        return made[self.objective]
+
+
+class TrainSpec(Spec):
+    """`[train]`."""
+
+    radius: float = Field(gt=0, lt=1)
+    phases: tuple[PhaseSpec, ...] = Field(min_length=1, max_length=16)
+    batch: int = Field(default=128, ge=1, le=65_536)
+    rate: float = Field(default=2e-3, gt=0, le=10)
+    decay: float = Field(default=5e-4, ge=0, lt=1)
+    average: float = Field(default=0.995, ge=0, lt=1)
+    gamma: float = Field(default=0.0, ge=0, lt=1)
+    shift: int = Field(default=0, ge=0, le=64)
+    mirror: bool = False
+
+    def schedule(self) -> Schedule:
+        """As the training loop takes it."""
+        settings = self.model_dump(exclude={"phases"})
+        phases = tuple(
+            Phase(phase.objective_at(self.radius), phase.epochs) for phase in self.phases
+        )
+        return Schedule(phases=phases, **settings)
+
+
+class GuardSettings(Spec):
+    """`[guard]`."""
+
+    #: Share of clean rows that the cheap tier hands on.
+    escalation: float = Field(default=0.15, gt=0, le=1)
+    #: At which it is evaluated, and which calibration must be able to promise.
+    false_positive_rate: float = Field(default=0.01, gt=0, lt=0.5)
+
+
+class EvaluateSpec(Spec):
+    """`[evaluate]`."""
+
+    suite: str = "full"
+    norm: Literal["linf", "l2"] = "linf"
+    #: [train] radius when 0.
+    radius: float = Field(default=0.0, ge=0)
+    rows: int = Field(default=1000, ge=1)
+    steps: int = Field(default=50, ge=1)
+    queries: int = Field(default=500, ge=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.suite not in SUITES:
+            raise ValueError(f"suite {self.suite!r}; expected one of {', '.join(SUITES)}")
+        return self
+
+
+class GateSpec(Spec):
+    """`[gate]`: what a bundle must reach to be signed."""
+
+    #: Of the classifier, on clean test images.
+    clean_accuracy: float = Field(default=0.0, ge=0, le=1)
+    #: Of the whole firewall, worst case over the suite.
+    robust_accuracy: float = Field(default=0.0, ge=0, le=1)
+    #: Measured on clean test images, at most.
+    false_positive_rate: float = Field(default=1.0, ge=0, le=1)
+
+
+class Recipe(Spec):
+    """A whole offline run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    version: str = Field(default="1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    data: SourceSpec
+    network: NetworkSpec = NetworkSpec()
+    train: TrainSpec
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    guard: GuardSettings = GuardSettings()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    gate: GateSpec = GateSpec()
+
+    @property
+    def guard_spec(self) -> GuardSpec:
+        """The stages, as a guard is assembled from them."""
+        return GuardSpec(stages=self.stages)
+
+
+def load(path: Path, registry: Registry) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: of the TOML file.
+        registry: where its plugins must be.
+
+    Raises:
+        ConfigError: it cannot be read; or all that is wrong with it, together.
+
+    """
+    try:
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe: {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe: {path} is not TOML: {error}") from error
+    problems = _stage_problems(body, registry)
+    try:
+        recipe = Recipe.model_validate(body)
+    except ValidationError as error:
+        problems = [_sentence(one) for one in error.errors()] + problems
+    else:
+        try:
+            _ = recipe.guard_spec
+        except ValidationError as error:
+            problems += [f"stages: {_message(one)}" for one in error.errors()]
+    if problems:
+        count = "one mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        raise ConfigError(f"recipe {path.name}: {count}: " + "; ".join(problems))
+    return recipe
+
+
+def _stage_problems(body: dict[str, Any], registry: Registry) -> list[str]:
+    """Plugins that are not there, and settings that they do not take."""
+    problems: list[str] = []
+    stages = body.get("stages")
+    for number, stage in enumerate(stages if isinstance(stages, list) else []):
+        if not isinstance(stage, dict) or not {"kind", "plugin"} <= stage.keys():
+            continue
+        try:
+            kind: Any = stage["kind"]
+            registry.build(kind, str(stage["plugin"]), stage.get("config", {}))
+        except KeyError:
+            # A kind that does not exist: the schema says so.
+            continue
+        except FirewallError as error:
+            problems.append(f"stages[{number}]: {error}")
+    return problems
+
+
+def _sentence(error: Any) -> str:
+    place = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]
+    ).lstrip(".")
+    given = error["input"]
+    shown = "" if isinstance(given, (dict, list)) else f", got {given!r}"
+    return f"{place or 'recipe'}: {_message(error)}{shown}"
+
+
+def _message(error: Any) -> str:
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
