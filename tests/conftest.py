@@ -12,6 +12,15 @@ from firewall.bundle.store import Bundle, open_bundle
 from firewall.stages.registry import Registry
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run side by side, each process and what it starts keep to one thread."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keys of the user who runs the tests are left alone; so is the cache, unless CI names one."""
