@@ -56,10 +56,29 @@ GUARD = GuardSpec(
 )
 
 
+#: The files that its stages come from, of the built-in plugins; those that are not here may change
+#: without making another bundle of it.
+STAGE_FILES = (
+    "__init__.py",
+    "denoisers/__init__.py",
+    "denoisers/bit_depth.py",
+    "denoisers/gaussian_blur.py",
+    "denoisers/median.py",
+    "detectors/__init__.py",
+    "detectors/feature_norm.py",
+    "detectors/feature_squeezing.py",
+    "detectors/noise_floor.py",
+    "detectors/view_consistency.py",
+    "ensembles/__init__.py",
+    "ensembles/log_average.py",
+    "ensembles/majority.py",
+)
+
+
 def digest() -> str:
-    """SHA-256 of what this recipe fixes: settings, the code of the built-in stages, the crops."""
+    """SHA-256 of what this recipe fixes: settings, the code of its stages, the crops."""
     body = {
-        "stages": _source("firewall_plugins"),
+        "stages": _source("firewall_plugins", *STAGE_FILES),
         "photographs": _source("firewall.train", "photographs.py"),
         "name": NAME,
         "input": INPUT.model_dump(mode="json"),
@@ -85,13 +104,14 @@ def cached_path() -> Path:
     return cache_dir() / "bundles" / f"{NAME}-{digest()[:12]}-{made_by[:12]}"
 
 
-def _source(package: str, pattern: str = "*.py") -> str:
-    """SHA-256 of the source files of a package, which is not imported."""
+def _source(package: str, *files: str) -> str:
+    """SHA-256 of source files of a package, which is not imported; of all when none is named."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations is not None
     [root] = spec.submodule_search_locations
     total = hashlib.sha256()
-    for path in sorted(Path(root).rglob(pattern)):
+    named = [Path(root) / file for file in files]
+    for path in named or sorted(Path(root).rglob("*.py")):
         total.update(path.name.encode() + path.read_bytes())
     return total.hexdigest()
