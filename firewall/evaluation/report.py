@@ -20,6 +20,8 @@ from firewall.evaluation.run import Evaluated, write
 _SQUARE = 20
 #: Rows of the worst-case table.
 _WORST = 100
+#: Side to which pictures are thinned out.
+_PIXELS = 112
 #: Attacks whose forgeries are drawn.
 _GALLERIES = 6
 
@@ -281,13 +283,14 @@ def _galleries(done: Evaluated) -> str:
         ]
         clean = (done.x[kept] * 255).round().astype(np.uint8)
         drawn = plots.gallery(_small(clean), _small(np.stack(forged)), captions)
-        pictures.append(_picture(drawn, name, dots=80))
+        large = done.x.shape[2] > _PIXELS
+        pictures.append(_picture(drawn, name, dots=90, photographs=large))
     return f'<div class="row">{"".join(pictures)}</div>'
 
 
 def _small(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """At most about 112 pixels a side, so that a report stays under a megabyte."""
-    every = max(1, pictures.shape[2] // 112)
+    """At most about so many pixels a side, so that a report stays under a megabyte."""
+    every = max(1, pictures.shape[2] // _PIXELS)
     return pictures[:, :, ::every, ::every]
 
 
@@ -303,9 +306,10 @@ def _provenance(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _picture(figure: Figure, caption: str, dots: int = 100) -> str:
+def _picture(figure: Figure, caption: str, dots: int = 90, *, photographs: bool = False) -> str:
+    source = plots.embedded(figure, dots, photographs=photographs)
     return (
-        f'<figure><img alt="{_text(caption)}" src="{plots.embedded(figure, dots)}">'
+        f'<figure><img alt="{_text(caption)}" src="{source}">'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
 
