@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from benchmarks.environment import environment
 from benchmarks.imagenet_default import publish
+from firewall.attack.apgd import TargetedAutoPGD
+from firewall.attack.gradient import pgd
 from firewall.evaluation.report import write_report
 from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
@@ -41,16 +43,41 @@ def say(line: str) -> None:
 
 
 def network() -> nn.Module:
-    """0.85 M parameters, 28 x 28."""
+    """0.17 M parameters, 28 x 28."""
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(),
-        nn.Conv2d(64, 64, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 49, 256), nn.ReLU(),
-        nn.Linear(256, 10),
+        nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
     )  # fmt: skip
 
 
-def train(x: Tensor, y: Tensor, epochs: int, seed: int, step: float, rate: float) -> nn.Module:
-    """FGSM with a random start, on [N, 1, 28, 28] in [0, 1]."""
+def gap(net: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Accuracy under PGD-20, and under APGD-T."""
+    net.eval()
+
+    def stands(found: Tensor) -> float:
+        with torch.no_grad():
+            return float((net(found).argmax(dim=1) == y).float().mean())
+
+    weak, strong = pgd(RADIUS, 20)(net, x, y), TargetedAutoPGD(RADIUS, 20)(net, x, y)
+    net.train()
+    return stands(weak), stands(strong)
+
+
+def train(
+    x: Tensor,
+    y: Tensor,
+    watched: tuple[Tensor, Tensor],
+    epochs: int,
+    seed: int,
+    step: float,
+    rate: float,
+) -> nn.Module:
+    """FGSM with a random start, on [N, 1, 28, 28] in [0, 1].
+
+    Keeps the epoch at which PGD-20 misleads most about `watched`: with a large step and rate the
+    network falls into masking its gradient and out of it again.
+    """
+    widest, kept = -1.0, None
     torch.manual_seed(seed)
     net = network()
     generator = torch.Generator().manual_seed(seed)
@@ -70,16 +97,25 @@ def train(x: Tensor, y: Tensor, epochs: int, seed: int, step: float, rate: float
             F.cross_entropy(net((clean + moved).clamp(0, 1)), label).backward()
             optimiser.step()
             schedule.step()
-        say(f"epoch {epoch + 1} of {epochs}, {time.monotonic() - begun:.0f} s")
+        weak, strong = gap(net, *watched)
+        say(
+            f"epoch {epoch + 1} of {epochs}, {time.monotonic() - begun:.0f} s: PGD-20 {weak:.1%}, "
+            f"APGD-T {strong:.1%}"
+        )
+        if weak - strong > widest:
+            widest = weak - strong
+            kept = {key: value.clone() for key, value in net.state_dict().items()}
+    assert kept is not None
+    net.load_state_dict(kept)
     return net.eval().requires_grad_(False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--step", type=float, default=1.25, help="of FGSM, in radii")
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--step", type=float, default=2.0, help="of FGSM, in radii")
+    parser.add_argument("--rate", type=float, default=2e-2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2)
@@ -97,6 +133,7 @@ def main() -> None:
         net = train(
             torch.from_numpy(x[ATTACKERS:]),
             torch.from_numpy(y[ATTACKERS:]),
+            (torch.from_numpy(x[:200]), torch.from_numpy(y[:200])),
             arguments.epochs,
             arguments.seed,
             arguments.step,
@@ -124,6 +161,7 @@ def main() -> None:
         "rate": arguments.rate,
         "seed": arguments.seed,
         "rows": len(x) - ATTACKERS,
+        "chosen": "the epoch with the widest gap between PGD-20 and APGD-T on 200 other images",
     }
     write_report(done, work / "evaluation" / "report.html")
     publish(done.result, work / "evaluation" / "report.html", arguments.out)
