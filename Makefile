@@ -26,6 +26,9 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev  ## measure again, and write the tables of README and model card
 	$(BIN)/python -m benchmarks.default_bundle
 	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.imagenet_default
+	$(BIN)/python -m benchmarks.gradient_masking
+	$(BIN)/python -m benchmarks.attack_speed
 	$(BIN)/python -m benchmarks.tables
 
 protos: $(VENV)/.dev  ## generate firewall/wire
