@@ -106,7 +106,6 @@ def fit_network(
     seed: int,
     device: str = "cpu",
     progress: Callable[[str], None] = lambda line: None,
-    record: Callable[[int, dict[str, float]], None] = lambda epoch, figures: None,
 ) -> list[dict[str, Any]]:
     """Train, leaving in `network` the averaged weights of the best epoch.
 
@@ -119,7 +118,6 @@ def fit_network(
         seed: of every draw.
         device: `cpu` or `cuda`.
         progress: told each epoch, with the time left.
-        record: given each epoch's figures, such as a TensorBoard writer.
 
     Returns:
         The log: an entry an epoch.
@@ -151,7 +149,6 @@ def fit_network(
         state.keep(folder / "checkpoint.pt", log)
         with open(folder / "log.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in log)
-        record(epoch + 1, figures)
         left = (time.monotonic() - begun) / (epoch + 1 - first) * (schedule.epochs - epoch - 1)
         progress(
             f"epoch {epoch + 1} of {schedule.epochs}: loss {loss:.3f}, clean "

@@ -47,8 +47,6 @@ class SourceSpec(Spec):
     calibration: float = Field(default=0.07, gt=0, lt=0.5)
     #: Share of the sealed test; ignored where the source has a test set of its own (`idx`).
     test: float = Field(default=0.15, gt=0, lt=0.5)
-    #: Folder of a quarantine export, whose reviewed images join the training part.
-    quarantine: str = ""
 
 
 @dataclass(frozen=True)
