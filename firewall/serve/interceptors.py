@@ -48,6 +48,12 @@ class Boundary(grpc.ServerInterceptor):
         self._side = side
         self._lock = threading.Lock()
         self._running = 0
+        self._last_arrival = 0.0
+
+    @property
+    def last_arrival(self) -> float:
+        """When the last request of ours began to arrive, on the monotonic clock."""
+        return self._last_arrival
 
     @property
     def running(self) -> int:
@@ -66,6 +72,7 @@ class Boundary(grpc.ServerInterceptor):
         service, _, method = handler_call_details.method.removeprefix("/").partition("/")
         if service not in self._services:
             return self._aside(handler)
+        self._last_arrival = time.monotonic()
         full = self._workers.waiting >= self._backlog
         run: RawMethod = self._refuse if full else handler.unary_unary
 

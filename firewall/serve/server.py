@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ from firewall.wire import firewall_pb2, open_inference_pb2
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+#: Seconds without a new request after which clients are taken to have gone elsewhere.
+_QUIET = 0.2
+#: Seconds for which new requests are turned away, at most, once running ones have ended.
+_LINGER = 2.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,9 @@ class Server:
         self._draining.set()
         self._metrics.ready(False)
         self._health.enter_graceful_shutdown()
-        stopped = self._server.stop(self._settings.grace if grace is None else grace)
+        end = time.monotonic() + (self._settings.grace if grace is None else grace)
+        self._turn_away(end)
+        stopped = self._server.stop(max(0.0, end - time.monotonic()))
         # A client that watches health would keep the server for the whole grace.
         while not stopped.wait(0.05):
             if self._boundary.running == 0 and self._workers.waiting == 0:
@@ -161,6 +168,22 @@ class Server:
                 self._server.stop(min(1.0, self._settings.grace)).wait()
                 break
         self._http.close()
+
+    def _turn_away(self, end: float) -> None:
+        """Answer what runs and say UNAVAILABLE to what comes, until nothing comes any more.
+
+        A request that meets gRPC's own shutdown on its way in is reset, and its client sees
+        CANCELLED, which nobody retries.
+        """
+        idle_since: float | None = None
+        while (now := time.monotonic()) < end:
+            if self._boundary.running or self._workers.waiting:
+                idle_since = None
+            elif idle_since is None:
+                idle_since = now
+            elif now - idle_since > _LINGER or now - self._boundary.last_arrival > _QUIET:
+                return
+            time.sleep(0.02)
 
     def _set_health(self, status: int) -> None:
         for name in self._services:

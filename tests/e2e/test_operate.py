@@ -262,7 +262,7 @@ def test_a_stop_waits_for_work_and_refuses_new(tiny: Bundle) -> None:
         stopping.start()
         while server.ready():
             threading.Event().wait(0.01)
-        with Client(address, timeout=5) as late, pytest.raises(FirewallError):
+        with Client(address, timeout=5) as late, pytest.raises(NotReady, match="shutting down"):
             late.predict(wire(1, 20))
         model.work.set()
         asking.join(20)
