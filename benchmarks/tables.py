@@ -103,6 +103,30 @@ def speed() -> list[str]:
     return rows
 
 
+def one_forgery() -> list[str]:
+    found = result("one-forgery")
+    rows = [
+        "| attack | given | against | largest change | queries (refused) | then the guard says |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found["forgeries"]:
+        after = one["after"]
+        said = "refused" if after["refused"] else f"class {after['label']}, accepted"
+        said = said if one["succeeded"] or after["refused"] else f"{said}: not fooled"
+        asked = f"{one['queries']} ({one['refusals']})" if one["queries"] else "none"
+        rows.append(
+            f"| {one['method']} | {one['options'].replace('--', '') or 'nothing'} | "
+            f"{one['against']} | {255 * one['linf']:.1f}/255 | {asked} | {said} |"
+        )
+    held = [one for one in found["forgeries"] if "holds_under_views" in one]
+    rows += [""] + [
+        f"The physical one holds under {percent(one['holds_under_views'])} of photographs of it, "
+        "for the bare classifier."
+        for one in held
+    ]
+    return rows
+
+
 TABLES = {
     "false-positives": false_positives,
     "detection": detection,
@@ -110,6 +134,7 @@ TABLES = {
     "suite": suite,
     "masking": masking,
     "attack-speed": speed,
+    "one-forgery": one_forgery,
 }
 
 

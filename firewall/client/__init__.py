@@ -10,12 +10,13 @@
 
 from __future__ import annotations
 
-from firewall.client.native import AsyncClient, Client, Image, Label, Prediction
+from firewall.client.native import AsyncClient, Certificate, Client, Image, Label, Prediction
 from firewall.client.open_inference import OpenInferenceClient, TensorInfo
 from firewall.guard.verdict import Verdict
 
 __all__ = [
     "AsyncClient",
+    "Certificate",
     "Client",
     "Image",
     "Label",

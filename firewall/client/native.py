@@ -62,6 +62,24 @@ class Prediction:
     statistics: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """What holds about a row: no input within the radius has another class.
+
+    Attributes:
+        label: the class.
+        norm: `linf` or `l2`.
+        radius: where values lie in [0, 1]; 0 where nothing is certified.
+        confidence: 1 for a deterministic certificate, else the probability that it holds.
+
+    """
+
+    label: int
+    norm: str
+    radius: float
+    confidence: float
+
+
 class Client:
     """Blocking client. Thread-safe; close it, or use it as a context manager."""
 
@@ -111,6 +129,20 @@ class Client:
             model=self._model, request_id=request_id, input=_input(images)
         )
         return _screened(self._unary("Screen", request, native.ScreenResponse))
+
+    def certify(
+        self, images: Sequence[Image] | npt.NDArray[Any], *, request_id: str = ""
+    ) -> list[Certificate]:
+        """How far each row may be moved without another class. Arguments as in `predict`.
+
+        Raises:
+            Unsupported: the bundle issues no certificates; and as `predict`.
+
+        """
+        request = native.CertifyRequest(
+            model=self._model, request_id=request_id, input=_input(images)
+        )
+        return _certified(self._unary("Certify", request, native.CertifyResponse))
 
     def describe(self) -> native.DescribeResponse:
         """What is served, and under which policy."""
@@ -175,6 +207,15 @@ class AsyncClient:
             model=self._model, request_id=request_id, input=_input(images)
         )
         return _screened(await self._unary("Screen", request, native.ScreenResponse))
+
+    async def certify(
+        self, images: Sequence[Image] | npt.NDArray[Any], *, request_id: str = ""
+    ) -> list[Certificate]:
+        """As `Client.certify`."""
+        request = native.CertifyRequest(
+            model=self._model, request_id=request_id, input=_input(images)
+        )
+        return _certified(await self._unary("Certify", request, native.CertifyResponse))
 
     async def describe(self) -> native.DescribeResponse:
         """As `Client.describe`."""
@@ -259,3 +300,10 @@ def _predictions(response: native.PredictResponse) -> list[Prediction]:
 
 def _screened(response: native.ScreenResponse) -> list[Prediction]:
     return [_decided(decision) for decision in response.decisions]
+
+
+def _certified(response: native.CertifyResponse) -> list[Certificate]:
+    return [
+        Certificate(one.label, one.norm, one.radius, one.confidence)
+        for one in response.certificates
+    ]

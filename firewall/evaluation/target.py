@@ -94,6 +94,7 @@ class BundleTarget:
             Policy(false_positive_rate=rate),
             model=manifest.name,
             log_outputs=bool(manifest.guard.of("ensemble")),
+            radius=manifest.threat_model.radius if manifest.threat_model.norm == "linf" else 0.0,
         )
         return GuardedVictim(
             ServedGuard(self.bundle.files, manifest.input, calibration),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -26,3 +26,25 @@ class Classifier(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> ClassifierOutput:
         """[N, C, H, W] float32 in [0, 1] to logits and features. Eval mode, no dropout."""
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A classifier that can say how far its logits move while its input stays in a box."""
+
+    def leads(
+        self, x: Tensor, radius: Tensor | float, label: Tensor, *, rounding: bool = False
+    ) -> Tensor:
+        """Least lead of a class over each other within an L-infinity radius.
+
+        Args:
+            x: [N, C, H, W] in [0, 1].
+            radius: one, or [N, 1, 1, 1].
+            label: [N], the class that leads.
+            rounding: bounds for what a machine computes, and not only for real numbers.
+
+        Returns:
+            [N, K]; 0 for the class itself. Where every other is positive, no image within the
+            radius has another top class.
+
+        """

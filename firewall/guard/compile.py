@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from firewall.errors import ConfigError, ParityError
+from firewall.guard.classifier import Bounded
 from firewall.guard.graph import Guard
+from firewall.guard.interval import least_lead
 from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import DTYPES, WireInput
 from firewall.stages import RAW, Evidence
@@ -56,6 +58,23 @@ class ExpensiveTier(nn.Module):
         out = self.guard.expensive(self.wire(wire), logits, named)
         stacked = [torch.stack(list(out.statistics.values()), dim=1)] if out.statistics else []
         return (out.log_probabilities, *stacked)
+
+
+class Certificate(nn.Module):
+    """wire, radius [N] -> top class [N] and its least lead [N] within that L-infinity radius."""
+
+    def __init__(self, classifier: Bounded, guard: Guard, spec: InputSpec) -> None:
+        super().__init__()
+        self.guard = guard
+        self.bounded = classifier
+        self.wire = WireInput(spec)
+
+    def forward(self, wire: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """A positive lead certifies the class."""
+        x = self.wire(wire)
+        label = self.guard.cheap(x).logits.argmax(dim=1)
+        leads = self.bounded.leads(x, radius.view(-1, 1, 1, 1), label, rounding=True)
+        return label, least_lead(leads, label)
 
 
 class Pre(nn.Module):
@@ -117,9 +136,10 @@ def input_only(guard: Guard) -> list[str]:
 
 
 def compile_embedded(guard: Guard, spec: InputSpec) -> dict[str, bytes]:
-    """The graphs of a guard around an embedded classifier: `cheap.onnx` and `expensive.onnx`.
+    """The graphs of a guard around an embedded classifier: one a tier, and one of certificates.
 
-    The second is absent when the guard has nothing expensive.
+    `expensive.onnx` is absent when the guard has nothing expensive, `certificate.onnx` when the
+    classifier cannot be bounded.
     """
     wire = example(spec, 2)
     cheap = CheapTier(guard, spec).eval()
@@ -141,6 +161,10 @@ def compile_embedded(guard: Guard, spec: InputSpec) -> dict[str, bytes]:
         if guard.tier("expensive"):
             outputs.append("statistics")
         graphs["expensive.onnx"] = export(ExpensiveTier(guard, spec).eval(), inputs, outputs)
+    if isinstance(guard.classifier, Bounded):
+        inputs = {"wire": wire, "radius": torch.tensor([0.01, 0.02])}
+        certificate = Certificate(guard.classifier, guard, spec).eval()
+        graphs["certificate.onnx"] = export(certificate, inputs, ["label", "lead"])
     return graphs
 
 

@@ -45,7 +45,8 @@ class CompiledGuard:
         """Open the sessions.
 
         Args:
-            graphs: `cheap.onnx` and, if there is an expensive tier, `expensive.onnx`.
+            graphs: `cheap.onnx`; `expensive.onnx` if there is an expensive tier;
+                `certificate.onnx` if the classifier can be bounded.
             threads: of one inference; 0 is one a core.
             device: where to run.
 
@@ -58,6 +59,11 @@ class CompiledGuard:
         self._expensive = (
             _session("expensive.onnx", graphs["expensive.onnx"], threads, device)
             if "expensive.onnx" in graphs
+            else None
+        )
+        self._certificate = (
+            _session("certificate.onnx", graphs["certificate.onnx"], threads, device, exact=True)
+            if "certificate.onnx" in graphs
             else None
         )
         self._cheap_outputs = [output.name for output in self._cheap.get_outputs()]
@@ -90,6 +96,30 @@ class CompiledGuard:
         statistics = outputs[1] if len(outputs) > 1 else np.empty((len(rows), 0), np.float32)
         _check_rows("expensive", len(rows), outputs[0], statistics)
         return ExpensiveResult(outputs[0], statistics)
+
+    @property
+    def certifies(self) -> bool:
+        """Whether `certify` can be asked."""
+        return self._certificate is not None
+
+    def certify(self, wire: Array, radius: Floats) -> tuple[Array, Floats]:
+        """Bound the classifier on [N, *input shape] of the wire's datatype.
+
+        Args:
+            wire: the rows.
+            radius: [N] L-infinity, where values lie in [0, 1].
+
+        Returns:
+            The classifier's top class [N], and its least lead [N] over any other class within the
+            radius: positive certifies it.
+
+        """
+        if self._certificate is None:
+            raise ConfigError("certificates: the classifier of this guard cannot be bounded")
+        label, lead = self._certificate.run(None, {"wire": wire, "radius": radius})
+        if label.shape != (len(wire),) or lead.shape != (len(wire),):
+            raise StageFault(f"certificates: {list(lead.shape)} for {len(wire)} rows")
+        return label, lead
 
     def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
         """Both tiers on every row: log-probabilities [N, K] and statistics [N, Dc + De]."""
@@ -124,7 +154,10 @@ def log_softmax(logits: Floats) -> Floats:
     return normalised
 
 
-def _session(name: str, graph: bytes, threads: int, device: Device) -> ort.InferenceSession:
+def _session(
+    name: str, graph: bytes, threads: int, device: Device, *, exact: bool = False
+) -> ort.InferenceSession:
+    """Open a graph; `exact` forbids products of fewer bits than float32 has."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -134,7 +167,9 @@ def _session(name: str, graph: bytes, threads: int, device: Device) -> ort.Infer
     wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if wanted not in ort.get_available_providers():
         raise ConfigError(f"device: {device!r} is not built into this onnxruntime; use 'cpu'")
-    providers = [wanted] if device == "cpu" else [wanted, "CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device == "cuda":
+        providers.insert(0, (wanted, {"use_tf32": "0"} if exact else {}))
     try:
         session = ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # onnxruntime raises its own, undocumented classes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from firewall.errors import ConfigError
 from firewall.guard.calibration import Booleans, Calibration, Cascade
 from firewall.guard.compiled import CheapResult, CompiledGuard, log_softmax
 from firewall.guard.policy import Policy
-from firewall.guard.verdict import FAULT, Answer, Decision, Verdict
+from firewall.guard.verdict import FAULT, UNCERTIFIED, Answer, Decision, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class LiveGuard:
         *,
         model: str,
         log_outputs: bool,
+        radius: float = 0.0,
     ) -> None:
         """Check that the policy can be kept by this guard.
 
@@ -51,17 +52,28 @@ class LiveGuard:
             model: name under which exclusions speak of it.
             log_outputs: whether accepted rows are answered log-probabilities (an ensemble) or the
                 classifier's own logits.
+            radius: L-infinity that the bundle is meant for; 0 where it names none.
 
         Raises:
             ConfigError: the policy asks for what the bundle does not have.
             CalibrationError: the policy asks for a rate that cannot be promised.
 
         """
-        if policy.paranoia > 2:
-            what = "a robust guard model" if policy.paranoia == 3 else "certificates"
+        if policy.paranoia == 3:
             raise ConfigError(
-                f"paranoia: {policy.paranoia} needs {what}, which this bundle does not carry; "
-                "use 1 or 2"
+                "paranoia: 3 needs a robust guard model, which this bundle does not carry; use 1 "
+                "or 2"
+            )
+        if policy.paranoia == 4 and not compiled.certifies:
+            raise ConfigError(
+                "paranoia: 4 needs certificates, which this bundle does not carry; use 1 or 2"
+            )
+        self.radius = radius
+        self.certified_radius = policy.certified_radius or radius / 2
+        if policy.paranoia == 4 and not self.certified_radius:
+            raise ConfigError(
+                "certified_radius: missing; the bundle is meant for no L-infinity radius of which "
+                "half could be taken"
             )
         unknown = [
             exclusion
@@ -123,6 +135,7 @@ class LiveGuard:
                     decisions[row] = Decision(Verdict.ACCEPT)
             else:
                 self._decide(wire, cheap, rows, cascade, decisions, outputs)
+        self._demand_certificates(wire, outputs, plans, decisions)
         done = tuple(decision for decision in decisions if decision is not None)
         return Answer(done, self._harden(outputs))
 
@@ -183,6 +196,44 @@ class LiveGuard:
                 },
                 escalated=bool(escalated[n]),
             )
+
+    def _demand_certificates(
+        self,
+        wire: npt.NDArray[Any],
+        outputs: npt.NDArray[np.float32],
+        plans: Sequence[Plan],
+        decisions: list[Decision | None],
+    ) -> None:
+        """Under paranoia 4, take back what is accepted and carries no certificate of its class."""
+        if self.policy.paranoia < 4:
+            return
+        rows = np.array(
+            [
+                row
+                for row, decision in enumerate(decisions)
+                if plans[row].cascade is not None
+                and decision is not None
+                and decision.verdict is Verdict.ACCEPT
+                and not decision.fault
+            ],
+            np.intp,
+        )
+        if not len(rows):
+            return
+        radius = np.full(len(rows), self.certified_radius, np.float32)
+        try:
+            label, lead = self.compiled.certify(np.ascontiguousarray(wire[rows]), radius)
+        except Exception:
+            log.exception("certification failed on %d rows", len(rows))
+            for row in rows:
+                decisions[row] = self._faulted()
+            return
+        # NaN certifies nothing.
+        held = (lead > 0) & (label == outputs[rows].argmax(axis=1))
+        for row in rows[~held]:
+            found = decisions[row]
+            assert found is not None
+            decisions[row] = replace(found, verdict=self._verdict(True), reasons=(UNCERTIFIED,))
 
     def _verdict(self, rejected: bool) -> Verdict:
         if not rejected:

@@ -50,9 +50,13 @@ class Policy(BaseModel):
     sample: float = Field(default=100, ge=0, le=100)
     #: Share of clean rows that may be refused; calibration promises it or refuses.
     false_positive_rate: float = Field(default=0.01, gt=0, lt=0.5)
-    #: 1: cheap statistics only. 2: adds the views. 3 and 4 need a robust guard model and
-    #: certificates, which no bundle carries yet.
+    #: 1: cheap statistics only. 2: adds the views. 3: adds disagreement with a robust guard model.
+    #: 4: besides, accepts only what carries a certificate, whatever that costs in clean rows.
     paranoia: Literal[1, 2, 3, 4] = 2
+    #: What paranoia 4 asks for: L-infinity, where values lie in [0, 1]. Half of the radius that the
+    #: bundle is meant for when left out. If a clean row is certified at r and what it was turned
+    #: into is too, and they are within 2 r of each other, then both have one class.
+    certified_radius: float | None = Field(default=None, gt=0, lt=1)
     #: What a stage that fails means for its row.
     on_fault: Literal["reject", "accept"] = "reject"
     #: `diagnostics` answers statistics and p-values, which are what an attacker optimises against.

@@ -20,6 +20,8 @@ class Verdict(Enum):
 
 #: Reason of a row whose stages failed.
 FAULT = "fault"
+#: Reason of a row that carries no certificate where the policy demands one.
+UNCERTIFIED = "uncertified"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Decision:
 
     Attributes:
         verdict: what happens to it.
-        reasons: detectors that spoke against it, the strongest first; `("fault",)` for a fault.
+        reasons: detectors that spoke against it, the strongest first; `("fault",)` for a fault,
+            `("uncertified",)` where only a certificate was missing.
         p_value: conformal, in (0, 1]; None when it was not screened or a stage failed.
         score: what the p-value ranks; higher is more suspicious, and it still orders rows that
             are all beyond the calibration data. None where the p-value is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ from firewall.bundle.manifest import Manifest
 from firewall.bundle.store import Bundle
 from firewall.errors import BundleMalformed, NotFound, NotReady, Unsupported
 from firewall.guard.calibration import Calibration
+from firewall.guard.certificate import Certificate, interval_certificates
 from firewall.guard.compiled import CompiledGuard, Device
 from firewall.guard.live import LiveGuard, Plan
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import NUMPY_DTYPES
 from firewall.guard.selftest import SelfTest
-from firewall.guard.verdict import Answer
+from firewall.guard.verdict import Answer, Verdict
 from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher
 from firewall.serve.call import Call
@@ -55,6 +56,7 @@ def load_guard(
         policy,
         model=manifest.name,
         log_outputs=bool(manifest.guard.of("ensemble")),
+        radius=manifest.threat_model.radius if manifest.threat_model.norm == "linf" else 0.0,
     )
 
 
@@ -112,6 +114,9 @@ class ServedModel:
             queue_rows=queue_rows,
             observe=lambda rows, waited: metrics.batch(self.name, rows, waited),
         )
+        self._certifier: Batcher[npt.NDArray[Any], list[Certificate]] = Batcher(
+            self._certify, batch_rows=batch_rows, queue_rows=queue_rows
+        )
         metrics.queue(self.name, lambda: self._batcher.queued_rows)
         metrics.bundle(self.name, self.manifest.version, bundle.digest, guard.compiled.provider)
 
@@ -159,6 +164,39 @@ class ServedModel:
                 decision=decision,
             )
         return answer
+
+    def certifies(self) -> None:
+        """Nothing, or a refusal.
+
+        Raises:
+            Unsupported: the classifier inside cannot be bounded, or at no known radius.
+
+        """
+        if not self.guard.compiled.certifies or not self.guard.radius:
+            raise Unsupported(f"model {self.name!r} issues no certificates")
+
+    def certify(self, wire: npt.NDArray[Any], call: Call) -> list[Certificate]:
+        """Screen a batch, and certify what is not refused; a refused row gets radius 0.
+
+        Args:
+            wire: [N, *input shape], validated.
+            call: whose it is.
+
+        """
+        answer = self.answer(wire, call)
+        found = self._certifier.submit(wire, len(wire), call)
+        return [
+            replace(one, radius=0.0) if decision.verdict is Verdict.REJECT else one
+            for one, decision in zip(found, answer.decisions, strict=True)
+        ]
+
+    def _certify(self, work: list[npt.NDArray[Any]]) -> list[list[Certificate]]:
+        start = time.perf_counter()
+        largest = 2 * self.guard.radius
+        every = interval_certificates(self.guard.compiled, np.concatenate(work), largest)
+        self._metrics.stage(self.name, "certificate", time.perf_counter() - start)
+        parts = iter(every)
+        return [[next(parts) for _ in range(len(rows))] for rows in work]
 
     def _run(self, work: list[_Rows]) -> list[Answer]:
         start = time.perf_counter()

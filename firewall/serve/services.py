@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from firewall import __version__
-from firewall.errors import InvalidInput, Unsupported
+from firewall.errors import InvalidInput
 from firewall.serve import codec
 from firewall.serve.call import Call
 from firewall.serve.codec import Limits
@@ -106,9 +106,22 @@ class FirewallService:
         )
 
     def Certify(self, request: native.CertifyRequest, call: Call) -> Message:  # noqa: N802
-        """No bundle carries certificates yet."""
+        """Bound every row that is not refused."""
+        call.name("request_id", request.request_id)
         model = self._models.get(request.model, request.version, default=True)
-        raise Unsupported(f"model {model.name!r} issues no certificates")
+        model.certifies()
+        wire = self._decoder.batch(request.input, model.manifest, call)
+        return native.CertifyResponse(
+            model=model.name,
+            version=model.manifest.version,
+            request_id=call.request_id,
+            certificates=[
+                native.Certificate(
+                    label=one.label, norm=one.norm, radius=one.radius, confidence=one.confidence
+                )
+                for one in model.certify(wire, call)
+            ],
+        )
 
     def Describe(self, request: native.DescribeRequest, call: Call) -> Message:  # noqa: N802
         """What is served, and under which policy."""

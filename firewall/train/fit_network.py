@@ -25,6 +25,7 @@ from firewall.attack.losses import dlr
 from firewall.errors import TrainingError
 from firewall.guard.classifier import Classifier
 from firewall.train.objectives import Objective
+from firewall.train.trainee import TrainedNetwork
 from firewall.train.weight_perturbation import perturbed
 
 #: Share of selection rows by which single-step accuracy must leave the iterated one for an alarm.
@@ -37,6 +38,8 @@ class Phase:
 
     objective: Objective
     epochs: int
+    #: Share of its steps in which the radius grows from nothing to what the objective names.
+    ramp: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Schedule:
             all of a single one.
         shift: pixels by which training images are moved at random, either way.
         mirror: whether half of them are mirrored.
+        bfloat16: whether passes (not bounds) are computed in bfloat16.
 
     """
 
@@ -66,6 +70,7 @@ class Schedule:
     gamma: float = 0.0
     shift: int = 0
     mirror: bool = False
+    bfloat16: bool = False
 
     @property
     def epochs(self) -> int:
@@ -79,6 +84,14 @@ class Schedule:
                 return number, phase
             epoch -= phase.epochs
         raise IndexError(epoch)
+
+    def share(self, epoch: int, done: float) -> float:
+        """Share of the radius, with a share of an epoch done."""
+        number, phase = self.phase(epoch)
+        if not phase.ramp:
+            return 1.0
+        before = sum(one.epochs for one in self.phases[:number])
+        return min(1.0, (epoch - before + done) / (phase.ramp * phase.epochs))
 
 
 @dataclass(frozen=True)
@@ -242,21 +255,19 @@ def _epoch(
     network.train()
     network.requires_grad_(True)
     losses: list[float] = []
-
-    def model(x: Tensor) -> Tensor:
-        logits: Tensor = network(x).logits
-        return logits
-
-    for rows in _order(len(train), schedule.batch, generator):
+    model = TrainedNetwork(network, bfloat16=schedule.bfloat16)
+    batches = list(_order(len(train), schedule.batch, generator))
+    for done, rows in enumerate(batches):
+        share = schedule.share(epoch, done / len(batches))
         x, y = train.batch(rows, state.device)
         x = _augmented(x, schedule, generator)
         # The same draws for both passes of a perturbed step.
         before = generator.get_state()
-        loss = phase.objective(model, x, y, generator)
+        loss = phase.objective(model, x, y, generator, share)
         if perturbs:
             generator.set_state(before)
             with perturbed(network, loss, schedule.gamma):
-                loss = phase.objective(model, x, y, generator)
+                loss = phase.objective(model, x, y, generator, share)
                 gradients = torch.autograd.grad(loss, list(network.parameters()))
             for weight, gradient in zip(network.parameters(), gradients, strict=True):
                 weight.grad = gradient

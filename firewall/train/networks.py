@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from firewall.guard.classifier import Classifier, ClassifierOutput
+from firewall.guard.interval import Interval, affine, box, margins
 from firewall.guard.spec import Spec
 from firewall.stages import with_surrogate
 
@@ -25,6 +27,9 @@ class NetworkSpec(Spec):
     #: Levels to which each value is rounded before anything else; 0 does not round. The rounding is
     #: passed by gradients (BPDA): it is no secret, and hides nothing.
     levels: int = Field(default=0, ge=0, le=256)
+    #: First weights: torch's own, or small enough for intervals to keep their width from layer to
+    #: layer (Shi et al. 2021, arXiv:2103.17268), without which interval training hardly begins.
+    initialisation: Literal["torch", "interval"] = "torch"
 
 
 class Cnn(Classifier):
@@ -57,18 +62,39 @@ class Cnn(Classifier):
         height, breadth = side[0] // 2 // 2, side[1] // 2 // 2
         self.hidden = nn.Linear(2 * width * height * breadth, spec.hidden)
         self.last = nn.Linear(spec.hidden, classes)
+        if spec.initialisation == "interval":
+            for layer in (self.first, self.second, self.third, self.fourth, self.hidden, self.last):
+                assert layer.bias is not None
+                nn.init.normal_(layer.weight, 0.0, math.sqrt(2 * math.pi) / layer.weight[0].numel())
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> ClassifierOutput:
         """[N, C, H, W] in [0, 1] to logits and the means of two layers' channels."""
         if self.levels:
-            steps = self.levels - 1
-            x = with_surrogate(x, lambda v: torch.round(v * steps) / steps, lambda v: v)
+            x = with_surrogate(x, self._rounded, lambda v: v)
         y = F.relu(self.second(F.relu(self.first(x))))
         early = y.mean(dim=(2, 3))
         y = F.relu(self.fourth(F.relu(self.third(y))))
         late = y.mean(dim=(2, 3))
         y = F.relu(self.hidden(y.flatten(1)))
         return ClassifierOutput(self.last(y), {"early": early, "late": late, "penultimate": y})
+
+    def leads(
+        self, x: Tensor, radius: Tensor | float, label: Tensor, *, rounding: bool = False
+    ) -> Tensor:
+        """Interval bounds, as `Bounded` has them."""
+        within = box(x, radius, rounding=rounding)
+        if self.levels:
+            within = within.through(self._rounded)
+        for layer in (self.first, self.second, self.third, self.fourth):
+            within = affine(within, layer, rounding=rounding).through(F.relu)
+        within = Interval(within.lower.flatten(1), within.upper.flatten(1))
+        within = affine(within, self.hidden, rounding=rounding).through(F.relu)
+        return margins(within, self.last, label, rounding=rounding)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        steps = self.levels - 1
+        return torch.round(x * steps) / steps
 
 
 def make_network(spec: NetworkSpec, shape: tuple[int, int, int], classes: int, seed: int) -> Cnn:

@@ -16,11 +16,32 @@ from torch.nn import functional as F
 from firewall.attack.gradient import Model
 
 
+class Trainee(Protocol):
+    """The network that is trained: callable for logits, and perhaps bounded."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """[N, C, H, W] to logits [N, K]."""
+
+    def leads(self, x: Tensor, radius: float, label: Tensor) -> Tensor:
+        """As `firewall.guard.classifier.Bounded`."""
+
+
 class Objective(Protocol):
     """A loss on a batch."""
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        """Mean loss of [N, C, H, W] images in [0, 1] with [N] labels; with a graph."""
+    def __call__(
+        self, model: Trainee, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
+        """A mean loss, with a graph.
+
+        Args:
+            model: the network as it is.
+            x: [N, C, H, W] images in [0, 1].
+            y: [N] labels.
+            generator: of every draw.
+            share: of its radius, from 0 to 1, where a phase begins with less.
+
+        """
 
 
 @dataclass(frozen=True)
@@ -29,7 +50,9 @@ class Standard:
 
     smoothing: float = 0.0
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
         """Mean loss."""
         return F.cross_entropy(model(x), y, label_smoothing=self.smoothing)
 
@@ -52,13 +75,16 @@ class SingleStep:
     step: float = 1.0
     clipped: bool = False
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
         """Mean cross-entropy on the adversarial images."""
-        delta = (_uniform(x, generator) * self.noise * self.radius).requires_grad_(True)
+        radius = share * self.radius
+        delta = (_uniform(x, generator) * self.noise * radius).requires_grad_(True)
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(x + delta), y), delta)
-        moved = delta.detach() + self.step * self.radius * gradient.sign()
+        moved = delta.detach() + self.step * radius * gradient.sign()
         if self.clipped:
-            moved = moved.clamp(-self.radius, self.radius)
+            moved = moved.clamp(-radius, radius)
         return F.cross_entropy(model((x + moved).clamp(0.0, 1.0)), y)
 
 
@@ -77,28 +103,38 @@ class Inner:
     steps: int = 7
     step: float = 0.3
 
-    def on_labels(self, model: Model, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    def on_labels(
+        self, model: Model, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
         """From a random start, away from labels; detached."""
-        start = _uniform(x, generator) * self.radius
-        return self._climb(x, start, lambda at: F.cross_entropy(model(at), y, reduction="sum"))
+        radius = share * self.radius
+        start = _uniform(x, generator) * radius
+        return self._climb(
+            x, start, radius, lambda at: F.cross_entropy(model(at), y, reduction="sum")
+        )
 
-    def off_logits(self, model: Model, x: Tensor, logits: Tensor, generator: Generator) -> Tensor:
+    def off_logits(
+        self, model: Model, x: Tensor, logits: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
         """From a hair beside the image, away from what the network says of it; detached."""
         start = 1e-3 * torch.randn(x.shape, generator=generator).to(x.device)
         wanted = logits.detach().softmax(dim=1)
         return self._climb(
             x,
             start,
+            share * self.radius,
             lambda at: F.kl_div(model(at).log_softmax(dim=1), wanted, reduction="sum"),
         )
 
-    def _climb(self, x: Tensor, start: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    def _climb(
+        self, x: Tensor, start: Tensor, radius: float, value: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         point = (x + start).clamp(0.0, 1.0)
         for _ in range(self.steps):
             point = point.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(value(point), point)
-            moved = point.detach() + self.step * self.radius * gradient.sign()
-            point = (x + (moved - x).clamp(-self.radius, self.radius)).clamp(0.0, 1.0)
+            moved = point.detach() + self.step * radius * gradient.sign()
+            point = (x + (moved - x).clamp(-radius, radius)).clamp(0.0, 1.0)
         return point.detach()
 
 
@@ -115,9 +151,11 @@ class AdversarialTraining:
     inner: Inner
     clean_weight: float = 0.0
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
         """Mean loss."""
-        forged = self.inner.on_labels(model, x, y, generator)
+        forged = self.inner.on_labels(model, x, y, generator, share)
         loss = F.cross_entropy(model(forged), y)
         if self.clean_weight:
             loss = (loss + self.clean_weight * F.cross_entropy(model(x), y)) / (
@@ -135,9 +173,11 @@ class LogitPairing:
     inner: Inner
     weight: float = 0.5
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
         """Mean loss."""
-        forged = self.inner.on_labels(model, x, y, generator)
+        forged = self.inner.on_labels(model, x, y, generator, share)
         clean, adversarial = model(x), model(forged)
         cross = 0.5 * (F.cross_entropy(clean, y) + F.cross_entropy(adversarial, y))
         return cross + self.weight * (clean - adversarial).square().mean()
@@ -150,11 +190,13 @@ class Trades:
     inner: Inner
     beta: float = 6.0
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
         """Mean loss."""
         with torch.no_grad():
             before = model(x)
-        forged = self.inner.off_logits(model, x, before, generator)
+        forged = self.inner.off_logits(model, x, before, generator, share)
         clean, adversarial = model(x), model(forged)
         apart = F.kl_div(
             adversarial.log_softmax(dim=1), clean.softmax(dim=1), reduction="batchmean"
@@ -169,9 +211,11 @@ class Mart:
     inner: Inner
     weight: float = 5.0
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
         """Mean loss."""
-        forged = self.inner.on_labels(model, x, y, generator)
+        forged = self.inner.on_labels(model, x, y, generator, share)
         clean, adversarial = model(x).softmax(dim=1), model(forged)
         probabilities = adversarial.softmax(dim=1)
         mine = F.one_hot(y, probabilities.shape[1]).bool()
@@ -180,6 +224,35 @@ class Mart:
         apart = (clean * (torch.log(clean + 1e-12) - adversarial.log_softmax(dim=1))).sum(dim=1)
         doubt = 1.0001 - clean.gather(1, y[:, None])[:, 0]
         return boosted + self.weight * (apart * doubt).mean()
+
+
+@dataclass(frozen=True)
+class IntervalBound:
+    """Cross-entropy on the worst logits that interval bounds allow (Gowal et al. 2018,
+    arXiv:1810.12715), mixed with cross-entropy on an attack's images (MTL-IBP, De Palma et al.
+    2024, arXiv:2305.13991): a small share of bounds gives accuracy, a large one certificates.
+
+    Attributes:
+        radius: L-infinity, of the bounds.
+        weight: share of the bounds' loss, in (0, 1].
+        inner: the attack; None takes the clean images for the other share.
+
+    """
+
+    radius: float
+    weight: float = 1.0
+    inner: Inner | None = None
+
+    def __call__(
+        self, model: Trainee, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
+        """Mean loss."""
+        # -lead is how far another class may get ahead: 0 for the label itself.
+        loss = F.cross_entropy(-model.leads(x, share * self.radius, y), y)
+        if self.weight == 1:
+            return loss
+        seen = x if self.inner is None else self.inner.on_labels(model, x, y, generator, share)
+        return self.weight * loss + (1 - self.weight) * F.cross_entropy(model(seen), y)
 
 
 def _uniform(x: Tensor, generator: Generator) -> Tensor:

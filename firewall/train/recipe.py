@@ -20,6 +20,7 @@ from firewall.train.networks import NetworkSpec
 from firewall.train.objectives import (
     AdversarialTraining,
     Inner,
+    IntervalBound,
     LogitPairing,
     Mart,
     Objective,
@@ -33,19 +34,36 @@ from firewall.train.sources import SourceSpec
 class PhaseSpec(Spec):
     """`[[train.phases]]`: some epochs with one objective."""
 
-    objective: Literal["standard", "fgsm", "n-fgsm", "pgd", "trades", "mart", "logit-pairing"]
+    objective: Literal[
+        "standard", "fgsm", "n-fgsm", "pgd", "trades", "mart", "logit-pairing", "interval"
+    ]
     epochs: int = Field(ge=1, le=10_000)
-    #: Of the inner attack of pgd, trades, mart and logit-pairing.
-    steps: int = Field(default=7, ge=1, le=1000)
+    #: Of the inner attack of pgd, trades, mart, logit-pairing, and of interval (0 is none there).
+    steps: int = Field(default=7, ge=0, le=1000)
     #: Length of each of them, in radii.
     step: float = Field(default=0.3, gt=0, le=4)
     #: trades: beta. mart, logit-pairing: of the second term. pgd: of the loss on clean images.
+    #: interval: share of the bounds' loss, the rest being the attack's.
     weight: float | None = Field(default=None, ge=0)
+    #: Share of the phase in which the radius grows from nothing to what it is.
+    ramp: float = Field(default=0.0, ge=0, le=1)
     #: standard: label smoothing.
     smoothing: float = Field(default=0.0, ge=0, lt=1)
 
+    #: Of the attack and the bounds, in [train] radii.
+    reach: float = Field(default=1.0, gt=0, le=4)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.steps < 1 and self.objective != "interval":
+            raise ValueError(f"steps 0; {self.objective!r} needs at least one")
+        if self.objective == "interval" and not 0 < (self.weight or 1.0) <= 1:
+            raise ValueError(f"weight {self.weight:g}; 'interval' takes a share in (0, 1]")
+        return self
+
     def objective_at(self, radius: float) -> Objective:
         """The objective for a radius."""
+        radius *= self.reach
         inner = Inner(radius, self.steps, self.step)
         weight = self.weight
         made: dict[str, Objective] = {
@@ -56,6 +74,7 @@ class PhaseSpec(Spec):
             "trades": Trades(inner, 6.0 if weight is None else weight),
             "mart": Mart(inner, 5.0 if weight is None else weight),
             "logit-pairing": LogitPairing(inner, 0.5 if weight is None else weight),
+            "interval": IntervalBound(radius, weight or 1.0, inner if self.steps else None),
         }
         return made[self.objective]
 
@@ -72,12 +91,14 @@ class TrainSpec(Spec):
     gamma: float = Field(default=0.0, ge=0, lt=1)
     shift: int = Field(default=0, ge=0, le=64)
     mirror: bool = False
+    bfloat16: bool = False
 
     def schedule(self) -> Schedule:
         """As the training loop takes it."""
         settings = self.model_dump(exclude={"phases"})
         phases = tuple(
-            Phase(phase.objective_at(self.radius), phase.epochs) for phase in self.phases
+            Phase(phase.objective_at(self.radius), phase.epochs, phase.ramp)
+            for phase in self.phases
         )
         return Schedule(phases=phases, **settings)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from firewall.bundle.signing import Signer
 from firewall.testing import images
@@ -109,11 +111,25 @@ def test_a_refusal_ends_the_trail(server: Served, image: Path, tmp_path: Path) -
 
 
 def test_transfer_sends_once(net: Path, server: Served, image: Path, tmp_path: Path) -> None:
+    def asked() -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as response:
+            text = response.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "grpc_server_started_total"
+            and sample.labels["grpc_method"] == "ModelInfer"
+        )
+
+    before = asked()
     found = told(
         f"grpc://{server.address}/tiny", str(image), "--method", "transfer", "--eps", "0.1",
         "--surrogate", str(net), "--out", str(tmp_path / "forged.png"),
     )  # fmt: skip
     assert found["queries"] == 0
+    # The image as it is, and the forgery: nothing while forging.
+    assert asked() - before == 2
 
 
 def test_the_linear_study(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_errors_have_their_classes(client: Client, server: Served, tmp_path: Pat
 
 def test_certificates_are_not_pretended(client: Client) -> None:
     with pytest.raises(Unsupported, match="issues no certificates"):
-        client._unary("Certify", native.CertifyRequest(), native.CertifyResponse)
+        client.certify(wire(1, 20))
 
 
 def test_a_request_id_is_the_callers_or_made(server: Served) -> None:

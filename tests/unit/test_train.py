@@ -22,6 +22,7 @@ from firewall.train.networks import NetworkSpec, make_network
 from firewall.train.objectives import (
     AdversarialTraining,
     Inner,
+    IntervalBound,
     LogitPairing,
     Mart,
     Objective,
@@ -32,6 +33,7 @@ from firewall.train.objectives import (
 from firewall.train.recipe import load
 from firewall.train.sources import Labelled, SourceSpec, read, split
 from firewall.train.steps import Steps, digest
+from firewall.train.trainee import TrainedNetwork
 from firewall.train.weight_perturbation import perturbed
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,7 @@ OBJECTIVES: dict[str, Objective] = {
     "logit-pairing": LogitPairing(INNER),
     "trades": Trades(INNER),
     "mart": Mart(INNER),
+    "interval": IntervalBound(0.2, 0.5, INNER),
 }
 
 
@@ -66,11 +69,12 @@ def test_an_objective_is_finite_repeats_itself_and_has_a_gradient(name: str) -> 
     x, y = digits(slice(0, 32)).batch(torch.arange(32), torch.device("cpu"))
     seen: list[Tensor] = []
 
-    def model(point: Tensor) -> Tensor:
-        seen.append(point.detach())
-        logits: Tensor = net(point).logits
-        return logits
+    class Model(TrainedNetwork):
+        def __call__(self, point: Tensor) -> Tensor:
+            seen.append(point.detach())
+            return super().__call__(point)
 
+    model = Model(net)
     losses = [OBJECTIVES[name](model, x, y, torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(losses[0], losses[1])
     assert torch.isfinite(losses[0])
@@ -82,14 +86,34 @@ def test_an_objective_is_finite_repeats_itself_and_has_a_gradient(name: str) -> 
         assert reach <= 0.2 + 1e-5
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in OBJECTIVES if name not in ("standard", "n-fgsm")]
+)
+def test_a_ramp_begins_with_the_image_itself(name: str) -> None:
+    x, y = digits(slice(0, 16)).batch(torch.arange(16), torch.device("cpu"))
+    seen: list[Tensor] = []
+
+    class Model(TrainedNetwork):
+        def __call__(self, point: Tensor) -> Tensor:
+            seen.append(point.detach())
+            return super().__call__(point)
+
+    OBJECTIVES[name](Model(network()), x, y, torch.Generator().manual_seed(1), 0.25)
+    # TRADES begins a hair beside the image.
+    assert max(float((point - x).abs().max()) for point in seen) <= 0.25 * 0.2 + 5e-3
+
+
+def test_a_schedule_ramps_within_its_phase() -> None:
+    phases = (Phase(SingleStep(0.1), 2), Phase(IntervalBound(0.1), 4, ramp=0.5))
+    found = schedule(phases=phases)
+    assert [found.share(epoch, 0.5) for epoch in range(6)] == [1, 1, 0.25, 0.75, 1, 1]
+
+
 def test_the_inner_attack_climbs() -> None:
     net = network()
     x, y = digits(slice(0, 64)).batch(torch.arange(64), torch.device("cpu"))
 
-    def model(point: Tensor) -> Tensor:
-        logits: Tensor = net(point).logits
-        return logits
-
+    model = TrainedNetwork(net)
     clean = F.cross_entropy(model(x), y)
     forged = Inner(0.2, 5).on_labels(model, x, y, torch.Generator().manual_seed(0))
     assert F.cross_entropy(model(forged), y) > clean
@@ -101,10 +125,7 @@ def test_trades_is_its_definition() -> None:
     net = network()
     x, y = digits(slice(0, 16)).batch(torch.arange(16), torch.device("cpu"))
 
-    def model(point: Tensor) -> Tensor:
-        logits: Tensor = net(point).logits
-        return logits
-
+    model = TrainedNetwork(net)
     loss = Trades(Inner(0.2, steps=1, step=1e-9), beta=6.0)(
         model, x, y, torch.Generator().manual_seed(0)
     )
@@ -186,7 +207,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path)
     class Breaks:
         calls = 0
 
-        def __call__(self, model: Any, x: Tensor, y: Tensor, generator: Any) -> Tensor:
+        def __call__(
+            self, model: Any, x: Tensor, y: Tensor, generator: Any, share: float = 1.0
+        ) -> Tensor:
             Breaks.calls += 1
             scale = float("nan") if Breaks.calls > 20 else 1.0
             return F.cross_entropy(model(x), y) * scale

@@ -1,0 +1,279 @@
+"""Interval bounds: against brute force, against every attack, in torch and as served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from firewall.attack.apgd import AutoPGD, TargetedAutoPGD
+from firewall.attack.gradient import pgd
+from firewall.attack.losses import dlr
+from firewall.attack.oracle import Oracle, Replies
+from firewall.attack.square import Square
+from firewall.bundle.signing import Signer
+from firewall.bundle.store import Bundle, open_bundle
+from firewall.errors import ConfigError
+from firewall.guard.certificate import PARTS, interval_certificates
+from firewall.guard.compiled import CompiledGuard
+from firewall.guard.interval import Interval, affine, box, least_lead, margins
+from firewall.guard.live import LiveGuard
+from firewall.guard.policy import Policy
+from firewall.guard.verdict import UNCERTIFIED, Verdict
+from firewall.serve.runtime import load_guard
+from firewall.train.networks import Cnn, NetworkSpec, make_network
+from tests.support.bounded import RADIUS, build_bounded, fit_bounded, held_out
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Cnn:
+    return fit_bounded(tmp_path_factory.mktemp("bounded"))
+
+
+@pytest.fixture(scope="module")
+def bundle(network: Cnn, signer: Signer, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = build_bounded(tmp_path_factory.mktemp("bundle") / "bounded", signer, network)
+    return open_bundle(path, {signer.public})
+
+
+def logits(network: Cnn) -> Any:
+    return lambda x: network(x).logits
+
+
+def certified(network: Cnn, x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        label = network(x).logits.argmax(dim=1)
+        leads = network.leads(x, radius, label, rounding=True)
+    return label, least_lead(leads, label)
+
+
+def test_an_affine_layer_is_bounded_exactly() -> None:
+    """The bound of one linear layer is reached, at a corner of the box."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 3)
+    within = Interval(torch.zeros(1, 6), torch.rand(1, 6))
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6) * within.upper
+    with torch.no_grad():
+        reached, found = layer(corners), affine(within, layer)
+    assert torch.allclose(found.lower[0], reached.amin(dim=0), atol=1e-6)
+    assert torch.allclose(found.upper[0], reached.amax(dim=0), atol=1e-6)
+
+
+def test_margins_are_tighter_than_the_difference_of_bounds_and_hold() -> None:
+    torch.manual_seed(1)
+    last, label = nn.Linear(5, 4), torch.tensor([2])
+    within = Interval(torch.zeros(1, 5), torch.ones(1, 5))
+    with torch.no_grad():
+        leads = margins(within, last, label)
+        apart = affine(within, last)
+        corners = last(torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5))
+    reached = (corners[:, 2:3] - corners).amin(dim=0)
+    assert leads[0, 2] == 0
+    others = [0, 1, 3]
+    assert torch.allclose(leads[0, others], reached[others], atol=1e-6)
+    assert (leads[0, others] >= apart.lower[0, 2] - apart.upper[0, others] - 1e-6).all()
+
+
+def test_rounding_widens_every_bound() -> None:
+    torch.manual_seed(2)
+    layer = nn.Conv2d(2, 3, 3, padding=1)
+    within = box(torch.rand(4, 2, 8, 8), 0.05)
+    with torch.no_grad():
+        plain, wide = affine(within, layer), affine(within, layer, rounding=True)
+    assert (wide.lower < plain.lower).all()
+    assert (wide.upper > plain.upper).all()
+    # By parts in a hundred thousand, not more.
+    assert float((wide.upper - plain.upper).max()) < 1e-4
+
+
+def test_bounds_hold_for_a_machine_at_radius_zero() -> None:
+    """In double precision the logits stay within what float32 with rounding allows."""
+    net = make_network(NetworkSpec(width=8, hidden=32), (1, 8, 8), 10, 4)
+    x = torch.rand(64, 1, 8, 8)
+    with torch.no_grad():
+        label = net(x).logits.argmax(dim=1)
+        bound = net.leads(x, 0.0, label, rounding=True)
+        exact = net.double()(x.double()).logits
+    true = exact.gather(1, label[:, None]) - exact
+    assert (bound <= true + 1e-12).all()
+
+
+def test_no_attack_finds_a_violation(network: Cnn) -> None:
+    """Over 100,000 images within the certified radius, by every kind of attack."""
+    x, _ = held_out()
+    label, lead = certified(network, x, RADIUS)
+    held = lead > 0
+    assert held.float().mean() > 0.5
+    x, label = x[held], label[held]
+    model = logits(network)
+    tries = 0
+
+    def holds(found: Tensor, clean: Tensor, wanted: Tensor) -> None:
+        nonlocal tries
+        assert float((found - clean).abs().max()) <= RADIUS + 1e-6
+        with torch.no_grad():
+            assert torch.equal(model(found).argmax(dim=1), wanted)
+        tries += len(found)
+
+    for attack in (
+        AutoPGD(RADIUS, 30), AutoPGD(RADIUS, 30, loss=dlr), TargetedAutoPGD(RADIUS, 20),
+        pgd(RADIUS, 40),
+    ):  # fmt: skip
+        holds(attack(model, x[:150], label[:150]), x[:150], label[:150])
+    seen: list[int] = []
+
+    def replies(points: Tensor) -> Replies:
+        seen.append(len(points))
+        with torch.no_grad():
+            return Replies.of(torch.log_softmax(model(points), dim=1))
+
+    with torch.no_grad():
+        few, wanted = x[:150], label[:150]
+        found = Square(RADIUS, 100)(Oracle(replies, len(few), 100), few, wanted, seed=0)
+    holds(found, few, wanted)
+    generator = torch.Generator().manual_seed(0)
+    while tries + sum(seen) < 100_000:
+        # Corners of the box, which is where a network is pushed the furthest.
+        signs = torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
+        holds((x + RADIUS * signs).clamp(0, 1), x, label)
+
+
+def test_no_attack_violates_what_is_certified_at_its_largest(network: Cnn, bundle: Bundle) -> None:
+    """Row by row at the very radius that `Certify` answers."""
+    x, _ = held_out()
+    x = x[:120]
+    found = interval_certificates(CompiledGuard(bundle.files), x.numpy(), 2 * RADIUS)
+    radius = torch.tensor([one.radius for one in found]).view(-1, 1, 1, 1)
+    label = torch.tensor([one.label for one in found])
+    assert len(set(radius.flatten().tolist())) > 5
+    model, point = logits(network), x.clone()
+    for _ in range(60):
+        point = point.detach().requires_grad_(True)
+        loss = nn.functional.cross_entropy(model(point), label, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, point)
+        moved = point.detach() + 0.1 * radius * gradient.sign()
+        point = (x + torch.clamp(moved - x, -radius, radius)).clamp(0, 1)
+        with torch.no_grad():
+            assert torch.equal(model(point).argmax(dim=1), label)
+
+
+def test_served_bounds_are_those_of_torch(network: Cnn, bundle: Bundle) -> None:
+    compiled = CompiledGuard(bundle.files)
+    x, _ = held_out()
+    for radius in (0.0, 0.03, RADIUS):
+        label, lead = certified(network, x, radius)
+        got_label, got = compiled.certify(x.numpy(), np.full(len(x), radius, np.float32))
+        assert np.array_equal(got_label, label.numpy())
+        assert np.allclose(got, lead.numpy(), rtol=1e-5, atol=2e-5)
+        assert np.array_equal(got > 0, lead.numpy() > 0)
+
+
+def test_a_certificate_is_the_largest_of_the_grid(network: Cnn, bundle: Bundle) -> None:
+    compiled, largest = CompiledGuard(bundle.files), 2 * RADIUS
+    x, _ = held_out()
+    rows = x[:40].numpy()
+    found = interval_certificates(compiled, rows, largest)
+    part = largest / PARTS
+    for row, one in enumerate(found):
+        _, lead = certified(network, x[row : row + 1], one.radius)
+        assert one.radius == 0 or lead > 0
+        if one.radius < largest:
+            _, lead = certified(network, x[row : row + 1], one.radius + part)
+            assert lead <= 0
+        assert (one.norm, one.confidence) == ("linf", 1.0)
+
+
+def guard(bundle: Bundle, **policy: Any) -> LiveGuard:
+    return load_guard(bundle, Policy(**({"false_positive_rate": 0.05} | policy)))
+
+
+def test_paranoia_four_accepts_only_what_is_certified(bundle: Bundle, network: Cnn) -> None:
+    x, _ = held_out()
+    x = x[240:]
+    assert guard(bundle, paranoia=4).certified_radius == RADIUS / 2
+    live = guard(bundle, paranoia=4, certified_radius=RADIUS)
+    answer = live.screen(x.numpy(), [live.plan("")] * len(x))
+    _, lead = certified(network, x, RADIUS)
+    plain = guard(bundle)
+    before = plain.screen(x.numpy(), [plain.plan("")] * len(x))
+    seen = set()
+    for row, (one, old) in enumerate(zip(answer.decisions, before.decisions, strict=True)):
+        if old.verdict is Verdict.REJECT:
+            assert one == old
+        elif lead[row] > 0:
+            assert one.verdict is Verdict.ACCEPT
+        else:
+            assert one.verdict is Verdict.REJECT
+            assert one.reasons == (UNCERTIFIED,)
+        seen.add(one.verdict)
+    assert seen == {Verdict.ACCEPT, Verdict.REJECT}
+
+
+def test_half_the_radius_at_both_ends_is_enough(bundle: Bundle, network: Cnn) -> None:
+    """An accepted forgery of an accepted row has its class, whatever made it (Tramèr 2022)."""
+    x, _ = held_out()
+    live = guard(bundle, paranoia=4, certified_radius=RADIUS)
+    model = logits(network)
+
+    def accepted(points: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        answer = live.screen(points.numpy(), [live.plan("")] * len(points))
+        kept = [one.verdict is Verdict.ACCEPT for one in answer.decisions]
+        return np.array(kept), answer.outputs.argmax(axis=1)
+
+    clean, label = accepted(x)
+    for seed in range(3):
+        forged = AutoPGD(2 * RADIUS, 30, loss=dlr)(model, x, torch.from_numpy(label), seed=seed)
+        passed, said = accepted(forged)
+        both = clean & passed
+        assert np.array_equal(said[both], label[both])
+        # The bare network is fooled on some of them: it is the demand that holds.
+    _, bare = accepted(forged)
+    assert (bare[clean] != label[clean]).any()
+
+
+def test_monitor_mode_flags_and_a_fault_is_a_fault(bundle: Bundle) -> None:
+    x, _ = held_out()
+    rows = x[240:300].numpy()
+    live = guard(bundle, paranoia=4, mode="monitor", certified_radius=RADIUS)
+    found = {one.verdict for one in live.screen(rows, [live.plan("")] * 60).decisions}
+    assert found == {Verdict.ACCEPT, Verdict.FLAG}
+
+    class Fails(CompiledGuard):
+        def certify(self, wire: Any, radius: Any) -> Any:
+            raise RuntimeError("no certificate today")
+
+    for on_fault, verdict in (("reject", Verdict.REJECT), ("accept", Verdict.ACCEPT)):
+        sound = guard(bundle, paranoia=4, on_fault=on_fault)
+        broken = LiveGuard(
+            Fails(bundle.files), sound.calibration, sound.policy, model="bounded",
+            log_outputs=False, radius=RADIUS,
+        )  # fmt: skip
+        answer = broken.screen(rows, [broken.plan("")] * 60)
+        assert {one.verdict for one in answer.decisions if one.fault} == {verdict}
+
+
+def test_what_cannot_certify_says_so(tiny: Bundle, bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="paranoia: 4 needs certificates"):
+        guard(tiny, paranoia=4)
+    with pytest.raises(ConfigError, match="cannot be bounded"):
+        CompiledGuard(tiny.files).certify(np.zeros((1, 3, 32, 32), np.float32), np.zeros(1))
+    sound = guard(bundle)
+    with pytest.raises(ConfigError, match="certified_radius: missing"):
+        LiveGuard(
+            sound.compiled, sound.calibration, Policy(false_positive_rate=0.05, paranoia=4),
+            model="bounded", log_outputs=False,
+        )  # fmt: skip
+
+
+def test_another_convolution_is_refused() -> None:
+    with pytest.raises(TypeError, match="plain convolutions"):
+        affine(box(torch.rand(1, 2, 8, 8), 0.1), nn.Conv2d(2, 2, 3, groups=2))
+
+
+def test_bundles_are_written(bundle: Bundle, tiny: Bundle, tmp_path: Path) -> None:
+    assert "certificate.onnx" in bundle.files
+    assert "certificate.onnx" not in tiny.files
