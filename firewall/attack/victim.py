@@ -72,6 +72,12 @@ class Victim(Protocol):
     def judge(self, x: Tensor) -> Judged:
         """What a server does."""
 
+    def leads(self, x: Tensor, radius: float) -> npt.NDArray[np.float32] | None:
+        """[N]: least lead of the classifier's class within an L-infinity radius.
+
+        Positive certifies the class. None where the classifier cannot be bounded.
+        """
+
 
 class BareVictim:
     """A classifier that nobody guards. Everything is accepted."""
@@ -104,6 +110,10 @@ class BareVictim:
             p_values=np.ones(rows),
             statistics=np.empty((rows, 0)),
         )
+
+    def leads(self, x: Tensor, radius: float) -> None:
+        """Nothing is known of its layers."""
+        return None
 
 
 class GuardedVictim:
@@ -156,3 +166,9 @@ class GuardedVictim:
             p_values=np.array([0.0 if d.p_value is None else d.p_value for d in answer.decisions]),
             statistics=statistics.astype(np.float64),
         )
+
+    def leads(self, x: Tensor, radius: float) -> npt.NDArray[np.float32] | None:
+        """As the server certifies."""
+        if not self._live.compiled.certifies:
+            return None
+        return self._live.compiled.certify(self._to_wire(x), np.full(len(x), radius, np.float32))[1]

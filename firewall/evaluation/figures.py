@@ -66,6 +66,40 @@ def worst_case(clean: Table, entries: list[Entry], found: dict[str, Table]) -> d
     }
 
 
+def certificates(
+    clean: Table, entries: list[Entry], found: dict[str, Table], radius: float
+) -> dict[str, Any]:
+    """Of interval bounds: what is proven, and whether any attack did what is proven impossible.
+
+    Under paranoia 4 the guard accepts only what is certified at half the radius. Then what is
+    accepted and right when clean is proven to stand: an image within the radius that is accepted
+    as well has the same class.
+    """
+    bounded = [found[entry.name] for entry in entries if entry.bounded]
+    held = clean["lead"] > 0
+    demanded = clean["accepted"] & (clean["half_lead"] > 0)
+    demanded &= clean["answered"] == clean["bare"]
+    served = demanded & clean["right"]
+    stands: Booleans = served.copy()
+    violations = 0
+    for rows in bounded:
+        violations += int((held & (rows["bare"] != clean["bare"])).sum())
+        passed = rows["accepted"] & (rows["half_lead"] > 0) & (rows["answered"] == rows["bare"])
+        stands &= ~(passed & ~rows["right"])
+    return {
+        "radius": radius,
+        "accuracy": share(held & clean["bare_right"]),
+        "violations": violations,
+        "tries": len(held) * len(bounded),
+        "paranoia_4": {
+            "certified_radius": radius / 2,
+            "accepted_and_correct": share(served),
+            "refused": share(~demanded),
+            "robust_accuracy": share(stands),
+        },
+    }
+
+
 def ablation(
     guard: GuardParts, clean: Table, entries: list[Entry], found: dict[str, Table]
 ) -> list[dict[str, Any]]:

@@ -34,6 +34,11 @@ from firewall.evaluation.worker import EvaluationWorker, Make
 #: Rows on which flags and curves are measured.
 PROBE_ROWS = 64
 PROBES = ("gradient", "noise", "large", "steps", "restarts", "loss")
+#: Raised first of all.
+_BROKEN = (
+    "CERTIFICATE BROKEN: an attack did what is proven not to be possible; do not use this bundle, "
+    "and report it"
+)
 #: Radii of the curve, in parts of the radius asked for; it ends where nothing stands.
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
@@ -184,6 +189,13 @@ def _result(
         "confusion": figures.confusion(clean, found, target.classes),
         "ablation": figures.ablation(guard, clean, entries, found) if guard else [],
     }
+    if worker.certifies:
+        result["certified"] = figures.certificates(clean, entries, found, request.radius)
+        proven = result["certified"]["paranoia_4"]
+        if result["certified"]["violations"] or (
+            proven["robust_accuracy"] != proven["accepted_and_correct"]
+        ):
+            result["warnings"].insert(0, _BROKEN)
     if provenance is not None:
         result["environment"] = provenance
     return result

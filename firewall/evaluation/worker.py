@@ -80,6 +80,9 @@ class EvaluationWorker:
         self._x, self._y = torch.from_numpy(x), torch.from_numpy(y)
         self.setting = setting_of(victim, request, self._x, surrogates)
         self.entries = suite(request.suite, self.setting)
+        self.certifies = (
+            request.norm == "linf" and victim.leads(self._x[:1], request.radius) is not None
+        )
 
     def __call__(self, job: Job) -> Columns:
         """The columns of a job's rows.
@@ -125,7 +128,7 @@ class EvaluationWorker:
     def _judged(self, x: Tensor, y: Tensor) -> Columns:
         judged = self._victim.judge(x)
         truth = y.numpy()
-        return {
+        columns: Columns = {
             "accepted": judged.accepted.tolist(),
             "right": (judged.answered == truth).tolist(),
             "bare_right": (judged.bare == truth).tolist(),
@@ -136,6 +139,13 @@ class EvaluationWorker:
             "p_value": judged.p_values.tolist(),
             "statistics": judged.statistics.tolist(),
         }
+        if self.certifies:
+            # At the radius itself, and at the half of it that paranoia 4 asks for.
+            for name, part in (("lead", 1.0), ("half_lead", 0.5)):
+                leads = self._victim.leads(x, part * self._request.radius)
+                assert leads is not None
+                columns[name] = leads.tolist()
+        return columns
 
     def _at_radius(self, radius: float, x: Tensor, y: Tensor) -> Columns:
         """What stands at another radius, against the strongest affordable attacks."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from firewall.attack.gradient import GradientAttack
 from firewall.attack.losses import dlr
 from firewall.errors import TrainingError
 from firewall.guard.classifier import Classifier
+from firewall.guard.interval import least_lead
 from firewall.train.objectives import Objective
 from firewall.train.trainee import TrainedNetwork
 from firewall.train.weight_perturbation import perturbed
@@ -57,7 +58,9 @@ class Schedule:
             all of a single one.
         shift: pixels by which training images are moved at random, either way.
         mirror: whether half of them are mirrored.
-        bfloat16: whether passes (not bounds) are computed in bfloat16.
+        bfloat16: whether passes are computed in bfloat16, training's own bounds among them.
+        choose: figure of selection data by which the best epoch is kept: `attacked`, or
+            `certified` for a network that can be bounded.
 
     """
 
@@ -71,6 +74,7 @@ class Schedule:
     shift: int = 0
     mirror: bool = False
     bfloat16: bool = False
+    choose: Literal["attacked", "certified"] = "attacked"
 
     @property
     def epochs(self) -> int:
@@ -159,13 +163,15 @@ def fit_network(
         if alarm:
             entry["alarm"] = alarm
         log.append(entry)
-        state.keep(folder / "checkpoint.pt", log)
+        state.keep(folder / "checkpoint.pt", log, schedule.choose)
         with open(folder / "log.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in log)
         left = (time.monotonic() - begun) / (epoch + 1 - first) * (schedule.epochs - epoch - 1)
         progress(
             f"epoch {epoch + 1} of {schedule.epochs}: loss {loss:.3f}, clean "
-            f"{figures['clean']:.1%}, attacked {figures['attacked']:.1%}, about {left:.0f} s left"
+            f"{figures['clean']:.1%}, attacked {figures['attacked']:.1%}, "
+            + (f"certified {figures['certified']:.1%}, " if "certified" in figures else "")
+            + f"about {left:.0f} s left"
             + (f"; ALARM: {alarm}" if alarm else "")
         )
     network.load_state_dict(state.best)
@@ -205,9 +211,9 @@ class _State:
             ):
                 mean.mul_(keep).add_(now, alpha=1 - keep)
 
-    def keep(self, path: Path, log: list[dict[str, Any]]) -> None:
+    def keep(self, path: Path, log: list[dict[str, Any]], choose: str) -> None:
         """Note the best weights, and write everything."""
-        value = float(log[-1]["attacked"])
+        value = float(log[-1][choose])
         if value >= self.best_value:
             self.best_value = value
             self.best = {k: v.clone() for k, v in self.averaged.state_dict().items()}
@@ -325,6 +331,9 @@ def _figures(
     one = GradientAttack(schedule.radius, 1, schedule.radius)
     ten = AutoPGD(schedule.radius, 10, loss=dlr)
     right = {"clean": 0, "one_step": 0, "attacked": 0}
+    if schedule.choose == "certified":
+        right["certified"] = 0
+        bounded = TrainedNetwork(network)
     for rows in torch.split(torch.arange(len(selection)), 250):
         x, y = selection.batch(rows, device)
         for name, seen in (
@@ -334,6 +343,10 @@ def _figures(
         ):
             with torch.no_grad():
                 right[name] += int((model(seen).argmax(dim=1) == y).sum())
+        if schedule.choose == "certified":
+            with torch.no_grad():
+                leads = bounded.leads(x, schedule.radius, y)
+            right["certified"] += int((least_lead(leads, y) > 0).sum())
     return {name: count / len(selection) for name, count in right.items()}
 
 

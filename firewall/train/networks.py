@@ -19,8 +19,10 @@ from firewall.stages import with_surrogate
 class NetworkSpec(Spec):
     """`[network]` of a recipe."""
 
-    architecture: Literal["cnn"] = "cnn"
-    #: Channels of the first layer; later ones have twice and four times as many.
+    #: `cnn`: four convolutions. `shallow`: two, each with stride 2: interval bounds loosen with
+    #: every layer.
+    architecture: Literal["cnn", "shallow"] = "cnn"
+    #: Channels of the first layer; later ones have twice as many.
     width: int = Field(default=32, ge=4, le=1024)
     #: Units of the layer before the last.
     hidden: int = Field(default=256, ge=8, le=8192)
@@ -33,7 +35,7 @@ class NetworkSpec(Spec):
 
 
 class Cnn(Classifier):
-    """Four convolutions and two linear layers, for images from 8 x 8 on; no batch norm.
+    """Two or four convolutions and two linear layers, for images from 8 x 8 on; no batch norm.
 
     Batch statistics of clean and adversarial images differ, and without them a row's answer cannot
     depend on its neighbours in training either.
@@ -55,15 +57,29 @@ class Cnn(Classifier):
         width = spec.width
         self.levels = spec.levels
         self.num_classes = classes
-        self.first = nn.Conv2d(channels, width, 3, padding=1)
-        self.second = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
-        self.third = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
-        self.fourth = nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1)
+
+        def halves(before: int, after: int) -> nn.Conv2d:
+            return nn.Conv2d(before, after, 4, stride=2, padding=1)
+
+        def keeps(before: int, after: int) -> nn.Conv2d:
+            return nn.Conv2d(before, after, 3, padding=1)
+
+        if spec.architecture == "shallow":
+            layers = [halves(channels, width), halves(width, 2 * width)]
+        else:
+            layers = [
+                keeps(channels, width),
+                halves(width, 2 * width),
+                keeps(2 * width, 2 * width),
+                halves(2 * width, 2 * width),
+            ]
+        self.convolutions = nn.ModuleList(layers)
         height, breadth = side[0] // 2 // 2, side[1] // 2 // 2
         self.hidden = nn.Linear(2 * width * height * breadth, spec.hidden)
         self.last = nn.Linear(spec.hidden, classes)
         if spec.initialisation == "interval":
-            for layer in (self.first, self.second, self.third, self.fourth, self.hidden, self.last):
+            every: list[nn.Conv2d | nn.Linear] = [*layers, self.hidden, self.last]
+            for layer in every:
                 assert layer.bias is not None
                 nn.init.normal_(layer.weight, 0.0, math.sqrt(2 * math.pi) / layer.weight[0].numel())
                 nn.init.zeros_(layer.bias)
@@ -72,10 +88,12 @@ class Cnn(Classifier):
         """[N, C, H, W] in [0, 1] to logits and the means of two layers' channels."""
         if self.levels:
             x = with_surrogate(x, self._rounded, lambda v: v)
-        y = F.relu(self.second(F.relu(self.first(x))))
-        early = y.mean(dim=(2, 3))
-        y = F.relu(self.fourth(F.relu(self.third(y))))
-        late = y.mean(dim=(2, 3))
+        y = x
+        means: list[Tensor] = []
+        for layer in self.convolutions:
+            y = F.relu(layer(y))
+            means.append(y.mean(dim=(2, 3)))
+        early, late = means[len(means) // 2 - 1], means[-1]
         y = F.relu(self.hidden(y.flatten(1)))
         return ClassifierOutput(self.last(y), {"early": early, "late": late, "penultimate": y})
 
@@ -86,7 +104,8 @@ class Cnn(Classifier):
         within = box(x, radius, rounding=rounding)
         if self.levels:
             within = within.through(self._rounded)
-        for layer in (self.first, self.second, self.third, self.fourth):
+        for layer in self.convolutions:
+            assert isinstance(layer, nn.Conv2d)
             within = affine(within, layer, rounding=rounding).through(F.relu)
         within = Interval(within.lower.flatten(1), within.upper.flatten(1))
         within = affine(within, self.hidden, rounding=rounding).through(F.relu)

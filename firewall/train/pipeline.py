@@ -338,6 +338,7 @@ def _summary(
             "robust_accuracy": worst["robust_accuracy"],
             "interval": worst["interval"],
         },
+        "certified": result.get("certified"),
         "evaluation": result,
     }
 

@@ -92,6 +92,7 @@ class TrainSpec(Spec):
     shift: int = Field(default=0, ge=0, le=64)
     mirror: bool = False
     bfloat16: bool = False
+    choose: Literal["attacked", "certified"] = "attacked"
 
     def schedule(self) -> Schedule:
         """As the training loop takes it."""

@@ -13,7 +13,7 @@ class TrainedNetwork:
     """A classifier's logits and bounds, with gradients.
 
     In bfloat16 the passes take half the time on processors that have it; sums stay in float32, and
-    so do weights, losses and bounds.
+    so do weights and losses.
     """
 
     def __init__(self, network: Classifier, *, bfloat16: bool = False) -> None:
@@ -27,7 +27,7 @@ class TrainedNetwork:
         return logits.float()
 
     def leads(self, x: Tensor, radius: float, label: Tensor) -> Tensor:
-        """Bounds in float32, [N, K].
+        """Bounds [N, K]; in bfloat16 good enough to learn from, and for nothing else.
 
         Raises:
             TrainingError: the network cannot be bounded.
@@ -38,4 +38,5 @@ class TrainedNetwork:
                 f"objective: {type(self._network).__name__} cannot be bounded; interval training "
                 "needs a network that can"
             )
-        return self._network.leads(x, radius, label)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bfloat16):
+            return self._network.leads(x, radius, label).float()

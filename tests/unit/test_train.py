@@ -139,7 +139,9 @@ def test_perturbed_weights_are_put_back_and_raise_the_loss() -> None:
     loss = F.cross_entropy(net(x).logits, y)
     with perturbed(net, loss, 0.05):
         raised = F.cross_entropy(net(x).logits, y)
-        moved = (net.first.weight - before["first.weight"]).norm() / before["first.weight"].norm()
+        moved = (net.hidden.weight - before["hidden.weight"]).norm() / before[
+            "hidden.weight"
+        ].norm()
     assert raised > loss
     assert moved.item() == pytest.approx(0.05, rel=1e-3)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
