@@ -26,7 +26,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from firewall.guard.compile import export
-from firewall.stages import RAW, Denoiser, Detector, Evidence, Fittable
+from firewall.stages import (
+    RAW,
+    Adopter,
+    Denoiser,
+    Detector,
+    Evidence,
+    Fittable,
+    Learner,
+    Lesson,
+    forger,
+)
 from firewall.stages.registry import Kind
 
 _SIDE = 32
@@ -52,6 +62,11 @@ class Case:
         """An instance, fitted if it can be, from one seed."""
         torch.manual_seed(0)
         stage: nn.Module = self.plugin(self.plugin.Config.model_validate(dict(self.config))).eval()
+        if isinstance(stage, Adopter):
+            stage.adopt({name: _Member() for name in stage.members})
+        if isinstance(stage, Learner):
+            with torch.enable_grad():
+                stage.learn(_lesson(stage), torch.Generator().manual_seed(0))
         if isinstance(stage, Fittable):
             stage.fit(_evidence(stage, images(24, seed=5)), torch.Generator().manual_seed(0))
         return stage
@@ -81,6 +96,24 @@ def images(rows: int, seed: int = 0) -> Tensor:
     smooth = F.interpolate(coarse, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
     noise = torch.randn(smooth.shape, generator=generator) * 0.02
     return (smooth + noise).clamp(0.0, 1.0)
+
+
+class _Member(nn.Module):
+    """A fixed random network of the recipe's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _logits(x.flip(3))
+
+
+def _lesson(stage: nn.Module) -> Lesson:
+    x = images(24, seed=7)
+    return Lesson(
+        x=x,
+        label=_logits(x).argmax(dim=1),
+        radius=0.05,
+        look=lambda seen: _evidence(stage, seen),
+        forge=forger(0.05, 3),
+    )
 
 
 def _evidence(stage: nn.Module, x: Tensor) -> Evidence:

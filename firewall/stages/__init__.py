@@ -6,28 +6,38 @@ A plugin imports from here and from nowhere else in `firewall`.
 from firewall.stages.bpda import with_surrogate
 from firewall.stages.contract import (
     API_VERSION,
+    Adopter,
     Denoiser,
     Detector,
     Ensemble,
     FitReport,
     Fittable,
+    Learner,
+    Lesson,
     Needs,
+    RowLoss,
     StageConfig,
     Tier,
 )
 from firewall.stages.evidence import RAW, Evidence
+from firewall.stages.forging import forger
 
 __all__ = [
     "API_VERSION",
     "RAW",
+    "Adopter",
     "Denoiser",
     "Detector",
     "Ensemble",
     "Evidence",
     "FitReport",
     "Fittable",
+    "Learner",
+    "Lesson",
     "Needs",
+    "RowLoss",
     "StageConfig",
     "Tier",
+    "forger",
     "with_surrogate",
 ]

@@ -11,6 +11,7 @@ refuses unknown keys.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -64,6 +65,55 @@ class Fittable(Protocol):
 
     def fit(self, data: Evidence, rng: Generator) -> FitReport:
         """Set the stage's buffers from the evidence of clean images."""
+        ...
+
+
+#: Maps images [N, C, H, W] to a value a row, [N], with a gradient.
+RowLoss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage that learns from forgeries may use, all of it on training data.
+
+    Attributes:
+        x: [N, C, H, W] clean images in [0, 1].
+        label: [N] their classes.
+        radius: L-infinity, of the attacker that the guard is meant for.
+        look: images [N, C, H, W] to evidence about them (raw, logits and features of `RAW`), with
+            gradients: the classifier behind the guard.
+        forge: images [N, C, H, W], a loss of them, and a share of the radius to images within it at
+            which the loss is high: an attacker who knows whatever the loss knows.
+
+    """
+
+    x: Tensor
+    label: Tensor
+    radius: float
+    look: Callable[[Tensor], Evidence]
+    forge: Callable[[Tensor, RowLoss, float], Tensor]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A stage that learns from clean images and forgeries of them before it is compiled."""
+
+    def learn(self, lesson: Lesson, rng: Generator) -> FitReport:
+        """Set the stage's weights. Every draw is from `rng`."""
+        ...
+
+
+@runtime_checkable
+class Adopter(Protocol):
+    """A stage that owns networks which the recipe trains, its members."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Their names in the recipe."""
+        ...
+
+    def adopt(self, networks: Mapping[str, nn.Module]) -> None:
+        """Take them: each maps [N, C, H, W] in [0, 1] to logits [N, K], frozen."""
         ...
 
 

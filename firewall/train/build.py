@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from firewall import __version__
 from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, ThreatModel
@@ -32,7 +33,7 @@ from firewall.guard.preprocess import to_wire
 from firewall.guard.selftest import SelfTest
 from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing
 from firewall.guard.wire_input import WireInput
-from firewall.stages import RAW, Evidence, Fittable
+from firewall.stages import RAW, Evidence, Fittable, Learner, Lesson, forger
 from firewall.stages.registry import Registry
 from firewall.train.card import render
 from firewall.train.measure import false_positives
@@ -40,6 +41,9 @@ from firewall.train.measure import false_positives
 #: Told what begins.
 Progress = Callable[[str], None]
 Pixels = npt.NDArray[np.uint8]
+#: Of forgeries that stages learn from, where the threat model names no L-infinity radius.
+_LESSON_RADIUS = 8 / 255
+_LESSON_STEPS = 7
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Data:
     held_out: Pixels
     held_out_groups: npt.NDArray[np.intp]
     names: Mapping[str, tuple[str, ...]]
+    #: [N] classes of `fit`; what the classifier says of them when left out.
+    fit_labels: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ def build(
     signer: Signer,
     registry: Registry,
     reference: dict[str, Any] | None = None,
+    members: Mapping[str, nn.Module] | None = None,
     progress: Progress = lambda step: None,
 ) -> str:
     """Make a bundle; returns its digest.
@@ -108,6 +115,7 @@ def build(
         signer: whose signature the bundle gets.
         registry: plugins.
         reference: evaluation of an earlier bundle of this recipe, for the model card.
+        members: networks that stages may own, by name.
         progress: told each step.
 
     Raises:
@@ -115,9 +123,17 @@ def build(
 
     """
     progress("assembling the guard")
-    guard = assemble(guard_spec, registry, classifier)
+    guard = assemble(guard_spec, registry, classifier, members)
     progress("fitting the stages")
-    fitted = fit(guard, to_wire(data.fit, input_spec), input_spec, identity.seed)
+    threat = identity.threat_model
+    fitted = fit(
+        guard,
+        to_wire(data.fit, input_spec),
+        input_spec,
+        identity.seed,
+        labels=data.fit_labels,
+        radius=threat.radius if threat.norm == "linf" else _LESSON_RADIUS,
+    )
     progress("compiling to ONNX")
     graphs = compile_embedded(guard, input_spec)
     compiled = CompiledGuard(graphs)
@@ -182,14 +198,36 @@ def build(
 
 
 def fit(
-    guard: Guard, wire: npt.NDArray[Any], spec: InputSpec, seed: int
+    guard: Guard,
+    wire: npt.NDArray[Any],
+    spec: InputSpec,
+    seed: int,
+    *,
+    labels: npt.NDArray[np.int64] | None = None,
+    radius: float = _LESSON_RADIUS,
 ) -> dict[str, dict[str, float]]:
-    """Fit every stage that can be fitted on the evidence of clean images; figures by stage.
+    """Teach and fit every stage that can be; figures by stage.
 
     Denoisers first: what they learn changes the views that detectors and ensembles are fitted on.
+
+    Args:
+        guard: its stages are changed in place.
+        wire: clean rows.
+        spec: of the wire.
+        seed: of every draw.
+        labels: [N] classes; what the classifier says when None.
+        radius: L-infinity, of the forgeries that stages learn from.
+
     """
     rng = torch.Generator().manual_seed(seed)
     figures: dict[str, dict[str, float]] = {}
+    stages: dict[str, Any] = {**guard.denoisers, **guard.detectors}
+    if guard.ensemble is not None:
+        stages["ensemble"] = guard.ensemble
+    learners = {name: stage for name, stage in stages.items() if isinstance(stage, Learner)}
+    if learners:
+        lesson = _lesson(guard, wire, spec, labels, radius)
+        figures |= {name: stage.learn(lesson, rng).figures for name, stage in learners.items()}
     denoisers = {n: s for n, s in guard.denoisers.items() if isinstance(s, Fittable)}
     if denoisers:
         evidence = clean_evidence(guard, wire, spec, views=False)
@@ -203,6 +241,33 @@ def fit(
         evidence = clean_evidence(guard, wire, spec, views=bool(expensive & others.keys()))
         figures |= {name: stage.fit(evidence, rng).figures for name, stage in others.items()}
     return figures
+
+
+def _lesson(
+    guard: Guard,
+    wire: npt.NDArray[Any],
+    spec: InputSpec,
+    labels: npt.NDArray[np.int64] | None,
+    radius: float,
+) -> Lesson:
+    classifier = guard.classifier
+    assert classifier is not None
+
+    def look(x: Tensor) -> Evidence:
+        logits, features = classifier(x)
+        return Evidence(raw=x, logits={RAW: logits}, features=features)
+
+    to_images = WireInput(spec)
+    with torch.no_grad():
+        parts = [to_images(torch.from_numpy(wire[n : n + 32])) for n in range(0, len(wire), 32)]
+        said = [classifier(part).logits.argmax(dim=1) for part in parts] if labels is None else []
+    return Lesson(
+        x=torch.cat(parts),
+        label=torch.cat(said) if labels is None else torch.from_numpy(labels),
+        radius=radius,
+        look=look,
+        forge=forger(radius, _LESSON_STEPS),
+    )
 
 
 def clean_evidence(

@@ -15,6 +15,10 @@ VARIANTS = [
     ("detector", "noise-floor", {"component": "chroma"}),
     ("detector", "feature-squeezing", {"distance": "symmetric-kl"}),
     ("ensemble", "log-average", {"include_raw": False}),
+    ("ensemble", "mixture", {"members": ["one", "two"], "weights": [0.5, 2.0], "own": 0.0}),
+    ("detector", "residual-cnn", {"adversarial": True, "epochs": 2}),
+    ("denoiser", "learned", {"goal": "logits", "epochs": 2}),
+    ("denoiser", "learned", {"goal": "logits", "corruption": "noise", "epochs": 2}),
 ]
 
 
