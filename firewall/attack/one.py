@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from firewall.attack.adaptive import Adaptive, Evasion
+from firewall.attack.adaptive import Adaptive, Evasion, Way
 from firewall.attack.apgd import AutoPGD, TargetedAutoPGD
 from firewall.attack.estimate import EstimatedGradient
 from firewall.attack.gradient import GradientAttack, Model, pgd
@@ -202,11 +202,11 @@ def _white_box(
     radius, steps, model = order.radius, order.steps, victim.logits
     aimed, step = order.target is not None, 2.5 * order.radius / order.steps
     if order.method == "adaptive":
-        guard = victim.guard
-        if guard is None:
-            raise ConfigError("--method: 'adaptive' is for a guard; this target has none")
-        evasion = Evasion.of(guard.served, guard.cascade, "cheap")
-        return Adaptive(radius, steps, norm)(guard.served, x, wanted, evasion)
+        return _adaptive(order, norm, victim, x, wanted)
+    if order.method in ("cw", "deepfool"):
+        # They leave the classifier's own class, which an ensemble may have answered differently.
+        with torch.no_grad():
+            wanted = model(x).argmax(dim=1)
     if order.method == "optimise":
         optimise = TargetedOptimisation(weight=order.weight, steps=steps)
         return optimise(model, x if start is None else start, wanted, x)
@@ -230,6 +230,24 @@ def _white_box(
         "deepfool": FoolboxAttack("deepfool", norm.name, steps=steps),
     }
     return other[order.method](model, x, wanted, seed=order.seed)
+
+
+def _adaptive(order: Order, norm: Norm, victim: Victim, x: Tensor, label: Tensor) -> Tensor:
+    """By each way through the guard and from short reaches on, until one is through."""
+    guard = victim.guard
+    if guard is None:
+        raise ConfigError("--method: 'adaptive' is for a guard; this target has none")
+    ways: list[Way] = ["cheap"] if guard.served.expensive_graph is None else ["cheap", "both"]
+    found = x
+    for way in ways:
+        evasion = Evasion.of(guard.served, guard.cascade, way)
+        for reach in (0.25, 0.5, 1.0):
+            attack = Adaptive(reach * order.radius, order.steps, norm)
+            found = attack(guard.served, x, label, evasion)
+            judged = victim.judge(found)
+            if judged.accepted[0] and judged.answered[0] != int(label[0]):
+                return found
+    return found
 
 
 def _black_box(

@@ -202,12 +202,13 @@ def _slice(arguments: Sequence[Any], attributes: Attributes) -> Tensor:
     starts, ends = arguments[1].tolist(), arguments[2].tolist()
     axes = arguments[3].tolist() if len(arguments) > 3 else list(range(len(starts)))
     steps = arguments[4].tolist() if len(arguments) > 4 else [1] * len(starts)
-    index = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 1:
-            raise Unsupported("Slice with a negative step cannot be differentiated here")
-        index[axis] = slice(start, end, step)
-    return x[tuple(index)]  # type: ignore[no-any-return]
+        size = x.shape[axis]
+        if step < 0 and end < -size:
+            end = None  # ONNX: before the first
+        rows = range(size)[start:end:step]
+        x = x.index_select(axis, torch.tensor(rows, dtype=torch.int64))
+    return x  # type: ignore[no-any-return]
 
 
 def _reshape(arguments: Sequence[Any], attributes: Attributes) -> Tensor:
@@ -244,7 +245,7 @@ def _expand(arguments: Sequence[Any], attributes: Attributes) -> Tensor:
 def _gather(arguments: Sequence[Any], attributes: Attributes) -> Tensor:
     x, index = arguments
     axis = int(attributes.get("axis", 0)) % x.ndim
-    taken = x.index_select(axis, index.reshape(-1))
+    taken = x.index_select(axis, index.reshape(-1) % x.shape[axis])
     shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
     return taken.reshape(shape)  # type: ignore[no-any-return]
 
@@ -280,9 +281,56 @@ def _axis(run: Callable[[Tensor, int], Tensor], default: int) -> Operator:
     return lambda arguments, attributes: run(arguments[0], int(attributes.get("axis", default)))
 
 
+def _comparison(sign: float, strict: bool) -> Operator:
+    """A comparison as 0 and 1, passed by gradients as a sigmoid that is as wide as its argument.
+
+    A step hides nothing: whoever knows the graph slides over it (BPDA, Athalye et al. 2018).
+    """
+
+    def operator(arguments: Sequence[Any], attributes: Attributes) -> Tensor:
+        apart: Tensor = sign * (arguments[0] - arguments[1])
+        if not arguments[0].is_floating_point():
+            return ((apart > 0) if strict else (apart >= 0)).float()
+        width = float(apart.detach().std(unbiased=False)) / 4 + 1e-6
+        return with_surrogate(
+            apart,
+            lambda v: ((v > 0) if strict else (v >= 0)).float(),
+            lambda v: torch.sigmoid(v / width),
+        )
+
+    return operator
+
+
+def _where(arguments: Sequence[Any], attributes: Attributes) -> Tensor:
+    condition, yes, no = arguments
+    if condition.dtype == torch.bool:
+        return torch.where(condition, yes, no)
+    # A comparison of ours: both sides matter to whoever slides over it.
+    return condition * yes + (1 - condition) * no  # type: ignore[no-any-return]
+
+
+def _arg_max(arguments: Sequence[Any], attributes: Attributes) -> Tensor:
+    axis, keep = int(attributes.get("axis", 0)), bool(attributes.get("keepdims", 1))
+    return arguments[0].argmax(dim=axis, keepdim=keep)  # type: ignore[no-any-return]
+
+
+def _gather_elements(arguments: Sequence[Any], attributes: Attributes) -> Tensor:
+    x, index = arguments
+    axis = int(attributes.get("axis", 0)) % x.ndim
+    return x.gather(axis, torch.where(index < 0, index + x.shape[axis], index))  # type: ignore[no-any-return]
+
+
+def _top_k(arguments: Sequence[Any], attributes: Attributes) -> tuple[Tensor, Tensor]:
+    x, count = arguments[0], int(arguments[1].reshape(-1)[0])
+    largest, ordered = bool(attributes.get("largest", 1)), bool(attributes.get("sorted", 1))
+    values, indices = x.topk(count, int(attributes.get("axis", -1)), largest, ordered)
+    return values, indices
+
+
 _OPERATORS: Mapping[str, Operator] = {
     "Abs": _elementwise(torch.abs),
     "Add": _elementwise(torch.add),
+    "ArgMax": _arg_max,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
@@ -297,11 +345,14 @@ _OPERATORS: Mapping[str, Operator] = {
     "Expand": _expand,
     "Flatten": _axis(lambda x, axis: x.reshape(math.prod(x.shape[:axis]), -1), 1),
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Gelu": lambda arguments, attributes: F.gelu(
         arguments[0], approximate=attributes.get("approximate", b"none").decode()
     ),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda arguments, attributes: arguments[0].mean((2, 3), keepdim=True),
+    "Greater": _comparison(1.0, strict=True),
+    "GreaterOrEqual": _comparison(1.0, strict=False),
     "HardSigmoid": lambda arguments, attributes: torch.clamp(
         arguments[0] * attributes.get("alpha", 0.2) + attributes.get("beta", 0.5), 0.0, 1.0
     ),
@@ -311,6 +362,8 @@ _OPERATORS: Mapping[str, Operator] = {
     "LeakyRelu": lambda arguments, attributes: F.leaky_relu(
         arguments[0], attributes.get("alpha", 0.01)
     ),
+    "Less": _comparison(-1.0, strict=True),
+    "LessOrEqual": _comparison(-1.0, strict=False),
     "Log": _elementwise(torch.log),
     "LogSoftmax": _axis(torch.log_softmax, -1),
     "MatMul": _elementwise(torch.matmul),
@@ -323,6 +376,7 @@ _OPERATORS: Mapping[str, Operator] = {
     "Pow": _elementwise(torch.pow),
     "ReduceL1": _reduction(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)),
     "ReduceL2": _reduction(lambda x, axes, keep: (x * x).sum(axes, keepdim=keep).sqrt()),
+    "ReduceLogSumExp": _reduction(lambda x, axes, keep: x.logsumexp(axes, keepdim=keep)),
     "ReduceMax": _reduction(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
     "ReduceMean": _reduction(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
     "ReduceMin": _reduction(lambda x, axes, keep: x.amin(axes, keepdim=keep)),
@@ -340,6 +394,8 @@ _OPERATORS: Mapping[str, Operator] = {
     "Sub": _elementwise(torch.sub),
     "Sum": _fold(torch.add),
     "Tanh": _elementwise(torch.tanh),
+    "TopK": _top_k,
     "Transpose": lambda arguments, attributes: arguments[0].permute(*attributes["perm"]),
     "Unsqueeze": _unsqueeze,
+    "Where": _where,
 }

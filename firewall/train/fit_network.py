@@ -26,6 +26,7 @@ from firewall.errors import TrainingError
 from firewall.guard.classifier import Classifier
 from firewall.guard.interval import least_lead
 from firewall.train.objectives import Objective
+from firewall.train.tensorboard import write_events
 from firewall.train.trainee import TrainedNetwork
 from firewall.train.weight_perturbation import perturbed
 
@@ -166,6 +167,7 @@ def fit_network(
         state.keep(folder / "checkpoint.pt", log, schedule.choose)
         with open(folder / "log.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in log)
+        write_events(log, folder / "tensorboard")
         left = (time.monotonic() - begun) / (epoch + 1 - first) * (schedule.epochs - epoch - 1)
         progress(
             f"epoch {epoch + 1} of {schedule.epochs}: loss {loss:.3f}, clean "

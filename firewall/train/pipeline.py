@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from firewall.attack.suite import SUITES
 from firewall.bundle.manifest import ThreatModel
@@ -37,8 +39,16 @@ from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
 from firewall.train.fit_network import Images, fit_network
 from firewall.train.networks import Cnn, make_network
-from firewall.train.recipe import Recipe
-from firewall.train.sources import PARTS, Labelled, content_hashes, read, split
+from firewall.train.recipe import MemberSpec, Recipe
+from firewall.train.sources import (
+    PARTS,
+    Labelled,
+    content_hashes,
+    read,
+    read_reviewed,
+    split,
+    with_reviewed,
+)
 from firewall.train.steps import Steps, digest, write_json
 
 #: Training images by which stages are fitted.
@@ -85,7 +95,8 @@ def run(
     started = _started(out)
     steps = Steps(out / "steps", progress)
     found, sealed = read(recipe.data, base)
-    parts = split(recipe.data, found, sealed)
+    reviewed = read_reviewed(recipe.data, base, found.labels)
+    parts = with_reviewed(split(recipe.data, found, sealed), reviewed, recipe.data.repeat)
     _check_sizes(recipe, parts)
     shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
     data = steps.run(
@@ -93,23 +104,30 @@ def run(
         {"data": recipe.data.model_dump(mode="json"), "content": _content(parts)},
         lambda folder: _keep_parts(parts, folder),
     )
-    trained = steps.run(
-        "train",
-        {
-            "data": digest(data),
-            "network": recipe.network.model_dump(mode="json"),
-            "train": recipe.train.model_dump(mode="json"),
-            "seed": recipe.seed,
-        },
-        lambda folder: _train(recipe, parts, shape, folder, device, progress),
-    )
-    network = make_network(recipe.network, shape, len(found.labels), recipe.seed)
-    network.load_state_dict(load_file(trained / "network.safetensors"))
-    network.eval().requires_grad_(False)
+    places: dict[str, Path] = {}
+    networks: dict[str, Cnn] = {}
+    own = MemberSpec(name="classifier", network=recipe.network, train=recipe.train, seed=0)
+    for member in (own, *recipe.members):
+        title = "train" if member is own else f"train {member.name}"
+        places[member.name] = steps.run(
+            title.replace(" ", "-"),
+            {
+                "data": digest(data),
+                "network": member.network.model_dump(mode="json"),
+                "train": member.train.model_dump(mode="json"),
+                "seed": recipe.seed + member.seed,
+            },
+            partial(
+                _train, member, recipe.seed + member.seed, parts, shape, device=device,
+                progress=progress,
+            ),
+        )  # fmt: skip
+        networks[member.name] = _trained(member, places[member.name], shape, len(found.labels))
+    network, trained = networks.pop(own.name), places[own.name]
     draft = steps.run(
         "guard",
         {
-            "network": digest(trained),
+            "networks": {name: digest(place) for name, place in places.items()},
             "data": digest(data),
             "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
             "guard": recipe.guard.model_dump(mode="json"),
@@ -118,7 +136,9 @@ def run(
             "seed": recipe.seed,
             "started": started,
         },
-        lambda folder: _draft(recipe, network, parts, shape, started, registry, folder, progress),
+        lambda folder: _draft(
+            recipe, network, networks, parts, shape, started, registry, folder, progress
+        ),
     )
     figures = steps.run(
         "evaluate",
@@ -176,27 +196,48 @@ def _keep_parts(parts: dict[str, Labelled], folder: Path) -> None:
 
 
 def _train(
-    recipe: Recipe,
+    member: MemberSpec,
+    seed: int,
     parts: dict[str, Labelled],
     shape: tuple[int, int, int],
     folder: Path,
+    *,
     device: str,
     progress: Callable[[str], None],
 ) -> None:
-    network = make_network(recipe.network, shape, len(parts["train"].labels), recipe.seed)
+    network = make_network(member.network, shape, len(parts["train"].labels), seed)
     log = fit_network(
         network,
         _images(parts["train"]),
         _images(parts["selection"]),
-        recipe.train.schedule(),
+        member.train.schedule(),
         folder / "state",
-        seed=recipe.seed,
+        seed=seed,
         device=device,
         progress=progress,
     )
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(state, folder / "network.safetensors")
     write_json(folder / "log.json", log)
+
+
+def _trained(member: MemberSpec, folder: Path, shape: tuple[int, int, int], classes: int) -> Cnn:
+    network = make_network(member.network, shape, classes, 0)
+    network.load_state_dict(load_file(folder / "network.safetensors"))
+    return network.eval().requires_grad_(False)
+
+
+class _Logits(nn.Module):
+    """A classifier's logits alone, as stages own it."""
+
+    def __init__(self, classifier: Cnn) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, K]."""
+        logits: Tensor = self.classifier(x).logits
+        return logits
 
 
 def _images(one: Labelled) -> Images:
@@ -206,6 +247,7 @@ def _images(one: Labelled) -> Images:
 def _draft(
     recipe: Recipe,
     network: Cnn,
+    members: dict[str, Cnn],
     parts: dict[str, Labelled],
     shape: tuple[int, int, int],
     started: str,
@@ -253,7 +295,9 @@ def _draft(
             held_out=held_out,
             held_out_groups=np.arange(len(held_out)),
             names={part: (f"{len(parts[part])} images",) for part in PARTS},
+            fit_labels=train.take(rows).y,
         ),
+        members={name: _Logits(one) for name, one in members.items()},
         signer=signer,
         registry=registry,
         progress=progress,

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from firewall.attack.suite import SUITES
 from firewall.errors import ConfigError, FirewallError
-from firewall.guard.spec import GuardSpec, Spec, StageSpec
+from firewall.guard.spec import NAME_PATTERN, GuardSpec, Spec, StageSpec
+from firewall.stages import Adopter
 from firewall.stages.registry import Registry
 from firewall.train.fit_network import Phase, Schedule
 from firewall.train.networks import NetworkSpec
@@ -104,6 +105,16 @@ class TrainSpec(Spec):
         return Schedule(phases=phases, **settings)
 
 
+class MemberSpec(Spec):
+    """`[[members]]`: a network beside the classifier, for stages that own some."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    network: NetworkSpec = NetworkSpec()
+    train: TrainSpec
+    #: Added to the recipe's: members of one ensemble differ by it.
+    seed: int = Field(default=1, ge=0, lt=2**20)
+
+
 class GuardSettings(Spec):
     """`[guard]`."""
 
@@ -151,10 +162,19 @@ class Recipe(Spec):
     data: SourceSpec
     network: NetworkSpec = NetworkSpec()
     train: TrainSpec
+    members: tuple[MemberSpec, ...] = Field(default=(), max_length=32)
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     guard: GuardSettings = GuardSettings()
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        names = [member.name for member in self.members]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two members are named {name!r}")
+        return self
 
     @property
     def guard_spec(self) -> GuardSpec:
@@ -198,18 +218,31 @@ def load(path: Path, registry: Registry) -> Recipe:
 def _stage_problems(body: dict[str, Any], registry: Registry) -> list[str]:
     """Plugins that are not there, and settings that they do not take."""
     problems: list[str] = []
-    stages = body.get("stages")
+    stages, members = body.get("stages"), body.get("members")
+    known = [
+        str(one["name"])
+        for one in (members if isinstance(members, list) else [])
+        if isinstance(one, dict) and "name" in one
+    ]
     for number, stage in enumerate(stages if isinstance(stages, list) else []):
         if not isinstance(stage, dict) or not {"kind", "plugin"} <= stage.keys():
             continue
         try:
             kind: Any = stage["kind"]
-            registry.build(kind, str(stage["plugin"]), stage.get("config", {}))
+            built = registry.build(kind, str(stage["plugin"]), stage.get("config", {}))
         except KeyError:
             # A kind that does not exist: the schema says so.
             continue
         except FirewallError as error:
             problems.append(f"stages[{number}]: {error}")
+        else:
+            wanted = built.members if isinstance(built, Adopter) else ()
+            problems += [
+                f"stages[{number}]: needs the member {name!r}; the recipe's are "
+                f"{', '.join(known) or 'none'}"
+                for name in wanted
+                if name not in known
+            ]
     return problems
 
 

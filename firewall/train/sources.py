@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,12 @@ class SourceSpec(Spec):
     #: Shares of what is not a test set of its own.
     selection: float = Field(default=0.03, gt=0, lt=0.5)
     calibration: float = Field(default=0.07, gt=0, lt=0.5)
+    #: A folder of reviewed traffic, or of stored adversarial examples, for training: `index.jsonl`
+    #: with a line an image, `{"image": "a.png", "verdict": "reject", "label": "cat"}`. `label` is
+    #: what a person sees; lines without one are left out.
+    reviewed: str = ""
+    #: How often each of them counts.
+    repeat: int = Field(default=1, ge=1, le=1000)
     #: Share of the sealed test; ignored where the source has a test set of its own (`idx`).
     test: float = Field(default=0.15, gt=0, lt=0.5)
 
@@ -104,6 +111,76 @@ def read(spec: SourceSpec, base: Path) -> tuple[Labelled, Labelled | None]:
     if len(found.labels) < 2:
         raise ConfigError(f"data: {len(found.labels)} class in {path}; expected two or more")
     return found, test
+
+
+def read_reviewed(spec: SourceSpec, base: Path, labels: tuple[str, ...]) -> Labelled | None:
+    """Images that a person has labelled, in the quarantine's export format.
+
+    Args:
+        spec: which.
+        base: folder from which a relative path counts.
+        labels: of the classes; names of others are mistakes.
+
+    Returns:
+        None where the recipe names none.
+
+    Raises:
+        ConfigError: all that is wrong with the folder, together.
+
+    """
+    if not spec.reviewed:
+        return None
+    path = base / spec.reviewed
+    index = path / "index.jsonl"
+    try:
+        lines = index.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.reviewed: {index} cannot be read") from error
+    images: list[npt.NDArray[np.uint8]] = []
+    classes: list[int] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            body = json.loads(line)
+            name, label = str(body["image"]), body.get("label")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            problems.append(f"index.jsonl, line {number}: expected an object with image and label")
+            continue
+        if label is None:
+            continue
+        if str(label) not in labels:
+            problems.append(f"index.jsonl, line {number}: label {label!r} is none of the classes")
+            continue
+        inside = (path / name).resolve()
+        try:
+            if not inside.is_relative_to(path.resolve()):
+                raise ValueError
+            images.append(fitted(inside.read_bytes(), spec))
+            classes.append(labels.index(str(label)))
+        except (OSError, ValueError, Image.DecompressionBombError):
+            problems.append(f"{name} is not an image in the folder that can be read")
+    _refuse(problems)
+    if not images:
+        raise ConfigError(f"data.reviewed: {index} has no line with a label")
+    return Labelled(np.stack(images), np.array(classes, np.int64), labels)
+
+
+def with_reviewed(
+    parts: dict[str, Labelled], reviewed: Labelled | None, repeat: int
+) -> dict[str, Labelled]:
+    """Reviewed images join the training part, but for those that another part has as well."""
+    if reviewed is None:
+        return parts
+    kept_apart = {one for part in PARTS[1:] for one in content_hashes(parts[part].x)}
+    fresh = [row for row, one in enumerate(content_hashes(reviewed.x)) if one not in kept_apart]
+    rows = np.array(fresh * repeat, np.intp)
+    train = parts["train"]
+    joined = Labelled(
+        np.concatenate([train.x, reviewed.x[rows]]),
+        np.concatenate([train.y, reviewed.y[rows]]),
+        train.labels,
+    )
+    return parts | {"train": joined}
 
 
 def content_hashes(x: npt.NDArray[np.uint8]) -> list[str]:

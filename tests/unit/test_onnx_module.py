@@ -16,7 +16,8 @@ from firewall.errors import Unsupported
 from firewall.guard.calibration import Calibration
 from firewall.guard.compile import export
 from firewall.guard.compiled import CompiledGuard
-from firewall.testing import images
+from firewall.stages.registry import BASES, Kind, Registry
+from firewall.testing import Case, images
 from tests.support.tiny import INPUT
 
 
@@ -99,3 +100,22 @@ def test_an_unknown_operator_is_an_error_by_name() -> None:
     graph = helper.make_graph([node], "g", [value], [value])
     with pytest.raises(Unsupported, match="'NonMaxSuppression' cannot be differentiated"):
         OnnxModule(helper.make_model(graph).SerializeToString())
+
+
+PLUGINS = [(kind, name) for kind in BASES for name in Registry.discover().names(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), PLUGINS, ids=[f"{k}-{n}" for k, n in PLUGINS])
+def test_every_plugin_can_be_attacked_as_it_is_served(kind: Kind, name: str) -> None:
+    """Its own graph, node by node: the same values, and a gradient that reaches the image."""
+    module = Case.of(kind, Registry.discover().load(kind, name)).module()
+    x = images(3, seed=4).requires_grad_(True)
+    lifted = OnnxModule(export(module, {"x": images(2)}, ["y"]))
+    found = lifted(x=x)["y"]
+    with torch.no_grad():
+        expected = module(x)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    weights = torch.arange(1.0, found.numel() + 1).reshape(found.shape)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), x)
+    assert torch.isfinite(gradient).all()
+    assert (gradient.flatten(1).abs().sum(dim=1) > 0).all()

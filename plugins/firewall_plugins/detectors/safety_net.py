@@ -105,8 +105,8 @@ class SafetyNet(Detector):
         order = seen.std(dim=0).argsort(descending=True, stable=True)
         self.chosen = order[: self.config.features].clone()
         shares = torch.linspace(0, 1, self.config.codes + 1)[1:-1]
-        self.splits = torch.quantile(seen[:, self.chosen], shares, dim=0)
-        self.width = float(seen[:, self.chosen].std(dim=0).mean().clamp_min(1e-6)) / 4
+        self.splits = torch.quantile(seen.index_select(1, self.chosen), shares, dim=0)
+        self.width = float(seen.index_select(1, self.chosen).std(dim=0).mean().clamp_min(1e-6)) / 4
         with torch.no_grad():
             codes = torch.cat([self._codes(seen), self._codes(torch.cat(forged))])
         target = np.repeat([0, 1], len(seen))
@@ -125,7 +125,7 @@ class SafetyNet(Detector):
 
     def _codes(self, features: Tensor) -> Tensor:
         """[N, F] to codes [N, F'] in [0, 1]."""
-        chosen = features[:, self.chosen]
+        chosen = features.index_select(1, self.chosen)
         last = self.config.codes - 1
 
         def hard(v: Tensor) -> Tensor:
