@@ -10,13 +10,22 @@
 
 from __future__ import annotations
 
-from firewall.client.native import AsyncClient, Certificate, Client, Image, Label, Prediction
+from firewall.client.native import (
+    AsyncClient,
+    Certificate,
+    Certified,
+    Client,
+    Image,
+    Label,
+    Prediction,
+)
 from firewall.client.open_inference import OpenInferenceClient, TensorInfo
 from firewall.guard.verdict import Verdict
 
 __all__ = [
     "AsyncClient",
     "Certificate",
+    "Certified",
     "Client",
     "Image",
     "Label",

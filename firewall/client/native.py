@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -80,6 +81,20 @@ class Certificate:
     confidence: float
 
 
+@dataclass(frozen=True)
+class Certified:
+    """The certificates of a row, of the kinds that the bundle issues.
+
+    Attributes:
+        bounded: by interval bounds, deterministic, about the classifier's own class.
+        smoothed: by randomised smoothing, about the class of most noisy copies.
+
+    """
+
+    bounded: Certificate | None
+    smoothed: Certificate | None
+
+
 class Client:
     """Blocking client. Thread-safe; close it, or use it as a context manager."""
 
@@ -132,7 +147,7 @@ class Client:
 
     def certify(
         self, images: Sequence[Image] | npt.NDArray[Any], *, request_id: str = ""
-    ) -> list[Certificate]:
+    ) -> list[Certified]:
         """How far each row may be moved without another class. Arguments as in `predict`.
 
         Raises:
@@ -210,7 +225,7 @@ class AsyncClient:
 
     async def certify(
         self, images: Sequence[Image] | npt.NDArray[Any], *, request_id: str = ""
-    ) -> list[Certificate]:
+    ) -> list[Certified]:
         """As `Client.certify`."""
         request = native.CertifyRequest(
             model=self._model, request_id=request_id, input=_input(images)
@@ -302,8 +317,9 @@ def _screened(response: native.ScreenResponse) -> list[Prediction]:
     return [_decided(decision) for decision in response.decisions]
 
 
-def _certified(response: native.CertifyResponse) -> list[Certificate]:
-    return [
-        Certificate(one.label, one.norm, one.radius, one.confidence)
-        for one in response.certificates
+def _certified(response: native.CertifyResponse) -> list[Certified]:
+    kinds = [
+        [Certificate(one.label, one.norm, one.radius, one.confidence) for one in kind]
+        for kind in (response.certificates, response.smoothed)
     ]
+    return [Certified(*row) for row in zip_longest(*kinds)]

@@ -129,6 +129,33 @@ def to_wire(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]:
     return np.ascontiguousarray(wire)
 
 
+def add_to_wire(
+    row: npt.NDArray[Any], change: npt.NDArray[np.float32], spec: InputSpec
+) -> npt.NDArray[Any]:
+    """One row with changes that are given where values lie in [0, 1].
+
+    Args:
+        row: [*spec.shape] of the wire's datatype.
+        change: [N, C, H, W].
+        spec: of the wire.
+
+    Returns:
+        [N, *spec.shape] of the wire's datatype. Bytes are rounded and kept in range; floats may
+        leave it, and the graph brings them back.
+
+    """
+    if spec.std is not None:
+        scaled = change / np.array(spec.std, np.float32)[:, None, None]
+    else:
+        scaled = change * np.float32(spec.high - spec.low)
+    if spec.layout == "NHWC":
+        scaled = scaled.transpose(0, 2, 3, 1)
+    changed = row[None].astype(np.float32) + scaled
+    if spec.datatype == "UINT8":
+        changed = changed.round().clip(0, 255)
+    return np.ascontiguousarray(changed.astype(NUMPY_DTYPES[spec.datatype]))
+
+
 def limits(spec: InputSpec) -> list[tuple[float, float]]:
     """Least and greatest value on the wire that is an image, by channel; one pair if all share."""
     if spec.mean is None or spec.std is None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from firewall.bundle.manifest import Manifest
 from firewall.errors import InvalidInput, Refused
+from firewall.guard.certificate import Certificate
 from firewall.guard.compiled import log_softmax
 from firewall.guard.preprocess import NUMPY_DTYPES, check_values, decode_image, to_wire
 from firewall.guard.spec import InputSpec
@@ -254,6 +255,16 @@ def predictions(
                 )
         messages.append(message)
     return messages
+
+
+def certificates(found: Sequence[Certificate]) -> list[native.Certificate]:
+    """As a client sees them."""
+    return [
+        native.Certificate(
+            label=one.label, norm=one.norm, radius=one.radius, confidence=one.confidence
+        )
+        for one in found
+    ]
 
 
 # --- tensors ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from firewall.guard.live import LiveGuard, Plan
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import NUMPY_DTYPES
 from firewall.guard.selftest import SelfTest
+from firewall.guard.smoothing import Smoothing
 from firewall.guard.verdict import Answer, Verdict
 from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher
@@ -50,6 +51,7 @@ def load_guard(
         )
     _ = bundle.labels  # of the right number, or an error now
     read_selftest(bundle)
+    read_smoothing(bundle)
     return LiveGuard(
         CompiledGuard(bundle.files, threads=threads, device=device),
         calibration,
@@ -82,6 +84,25 @@ def read_selftest(bundle: Bundle) -> SelfTest:
     return stored
 
 
+def read_smoothing(bundle: Bundle) -> Smoothing | None:
+    """How the bundle smooths, if it does.
+
+    Raises:
+        BundleMalformed: `smoothing.json` is none.
+
+    """
+    text = bundle.files.get("smoothing.json")
+    return None if text is None else Smoothing.from_json(text)
+
+
+@dataclass(frozen=True)
+class Certified:
+    """Certificates of a batch: by interval bounds and by smoothing, one a row each, or none."""
+
+    bounded: list[Certificate]
+    smoothed: list[Certificate]
+
+
 @dataclass(frozen=True)
 class _Rows:
     wire: npt.NDArray[Any]
@@ -105,6 +126,7 @@ class ServedModel:
         self.labels = bundle.labels
         self.guard = guard
         self._selftest = read_selftest(bundle)
+        self._smoothing = read_smoothing(bundle)
         self._metrics = metrics
         self._audit = audit
         self._ready = False
@@ -114,7 +136,7 @@ class ServedModel:
             queue_rows=queue_rows,
             observe=lambda rows, waited: metrics.batch(self.name, rows, waited),
         )
-        self._certifier: Batcher[npt.NDArray[Any], list[Certificate]] = Batcher(
+        self._certifier: Batcher[npt.NDArray[Any], Certified] = Batcher(
             self._certify, batch_rows=batch_rows, queue_rows=queue_rows
         )
         metrics.queue(self.name, lambda: self._batcher.queued_rows)
@@ -165,17 +187,22 @@ class ServedModel:
             )
         return answer
 
+    @property
+    def _bounds(self) -> bool:
+        return self.guard.compiled.certifies and self.guard.radius > 0
+
     def certifies(self) -> None:
         """Nothing, or a refusal.
 
         Raises:
-            Unsupported: the classifier inside cannot be bounded, or at no known radius.
+            Unsupported: the classifier cannot be bounded, or at no known radius, and the bundle
+                does not smooth.
 
         """
-        if not self.guard.compiled.certifies or not self.guard.radius:
+        if not self._bounds and self._smoothing is None:
             raise Unsupported(f"model {self.name!r} issues no certificates")
 
-    def certify(self, wire: npt.NDArray[Any], call: Call) -> list[Certificate]:
+    def certify(self, wire: npt.NDArray[Any], call: Call) -> Certified:
         """Screen a batch, and certify what is not refused; a refused row gets radius 0.
 
         Args:
@@ -185,18 +212,36 @@ class ServedModel:
         """
         answer = self.answer(wire, call)
         found = self._certifier.submit(wire, len(wire), call)
-        return [
-            replace(one, radius=0.0) if decision.verdict is Verdict.REJECT else one
-            for one, decision in zip(found, answer.decisions, strict=True)
-        ]
 
-    def _certify(self, work: list[npt.NDArray[Any]]) -> list[list[Certificate]]:
+        def kept(kind: list[Certificate]) -> list[Certificate]:
+            return [
+                replace(one, radius=0.0) if decision.verdict is Verdict.REJECT else one
+                for one, decision in zip(kind, answer.decisions, strict=False)
+            ]
+
+        return Certified(kept(found.bounded), kept(found.smoothed))
+
+    def _certify(self, work: list[npt.NDArray[Any]]) -> list[Certified]:
         start = time.perf_counter()
-        largest = 2 * self.guard.radius
-        every = interval_certificates(self.guard.compiled, np.concatenate(work), largest)
+        done = [Certified(self._bounded(wire), self._smoothed(wire)) for wire in work]
         self._metrics.stage(self.name, "certificate", time.perf_counter() - start)
-        parts = iter(every)
-        return [[next(parts) for _ in range(len(rows))] for rows in work]
+        return done
+
+    def _bounded(self, wire: npt.NDArray[Any]) -> list[Certificate]:
+        if not self._bounds:
+            return []
+        return interval_certificates(self.guard.compiled, wire, 2 * self.guard.radius)
+
+    def _smoothed(self, wire: npt.NDArray[Any]) -> list[Certificate]:
+        if self._smoothing is None:
+            return []
+        compiled = self.guard.compiled
+        return self._smoothing.certify(
+            lambda noisy: compiled.cheap(noisy).logits.argmax(axis=1),
+            wire,
+            self.manifest.input,
+            np.random.default_rng(),
+        )
 
     def _run(self, work: list[_Rows]) -> list[Answer]:
         start = time.perf_counter()

@@ -111,16 +111,13 @@ class FirewallService:
         model = self._models.get(request.model, request.version, default=True)
         model.certifies()
         wire = self._decoder.batch(request.input, model.manifest, call)
+        found = model.certify(wire, call)
         return native.CertifyResponse(
             model=model.name,
             version=model.manifest.version,
             request_id=call.request_id,
-            certificates=[
-                native.Certificate(
-                    label=one.label, norm=one.norm, radius=one.radius, confidence=one.confidence
-                )
-                for one in model.certify(wire, call)
-            ],
+            certificates=codec.certificates(found.bounded),
+            smoothed=codec.certificates(found.smoothed),
         )
 
     def Describe(self, request: native.DescribeRequest, call: Call) -> Message:  # noqa: N802

@@ -37,6 +37,7 @@ from firewall.stages import RAW, Evidence, Fittable, Learner, Lesson, forger
 from firewall.stages.registry import Registry
 from firewall.train.card import render
 from firewall.train.measure import false_positives
+from firewall.train.smoothing_table import SmoothingSpec, tabulate
 
 #: Told what begins.
 Progress = Callable[[str], None]
@@ -99,6 +100,7 @@ def build(
     registry: Registry,
     reference: dict[str, Any] | None = None,
     members: Mapping[str, nn.Module] | None = None,
+    smoothing: SmoothingSpec | None = None,
     progress: Progress = lambda step: None,
 ) -> str:
     """Make a bundle; returns its digest.
@@ -116,6 +118,7 @@ def build(
         registry: plugins.
         reference: evaluation of an earlier bundle of this recipe, for the model card.
         members: networks that stages may own, by name.
+        smoothing: of certificates by randomised smoothing; None is none.
         progress: told each step.
 
     Raises:
@@ -194,6 +197,8 @@ def build(
         "evaluation.json": json.dumps(evaluation, indent=1).encode(),
         "MODEL_CARD.md": render(manifest, calibration, evaluation).encode(),
     }
+    if smoothing is not None:
+        files["smoothing.json"] = tabulate(smoothing).to_json()
     return write_bundle(target, manifest, files, signer)
 
 

@@ -58,6 +58,25 @@ class Standard:
 
 
 @dataclass(frozen=True)
+class GaussianNoise:
+    """Cross-entropy on noisy images, for randomised smoothing (Cohen et al. 2019).
+
+    Attributes:
+        sigma: standard deviation, where values lie in [0, 1].
+
+    """
+
+    sigma: float
+
+    def __call__(
+        self, model: Trainee, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
+        """Mean loss. Clipped, as the served graph clips what it is sent."""
+        noise = torch.randn(x.shape, generator=generator).to(x.device)
+        return F.cross_entropy(model((x + share * self.sigma * noise).clamp(0.0, 1.0)), y)
+
+
+@dataclass(frozen=True)
 class SingleStep:
     """One step from noise: FGSM-RS (Wong et al. 2020, arXiv:2001.03994) or N-FGSM (de Jorge et al.
     2022, arXiv:2202.01181), whose noise is larger than the ball and is not clipped back.

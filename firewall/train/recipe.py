@@ -20,6 +20,7 @@ from firewall.train.fit_network import Phase, Schedule
 from firewall.train.networks import NetworkSpec
 from firewall.train.objectives import (
     AdversarialTraining,
+    GaussianNoise,
     Inner,
     IntervalBound,
     LogitPairing,
@@ -29,6 +30,7 @@ from firewall.train.objectives import (
     Standard,
     Trades,
 )
+from firewall.train.smoothing_table import SmoothingSpec
 from firewall.train.sources import SourceSpec
 
 
@@ -36,7 +38,15 @@ class PhaseSpec(Spec):
     """`[[train.phases]]`: some epochs with one objective."""
 
     objective: Literal[
-        "standard", "fgsm", "n-fgsm", "pgd", "trades", "mart", "logit-pairing", "interval"
+        "standard",
+        "fgsm",
+        "n-fgsm",
+        "pgd",
+        "trades",
+        "mart",
+        "logit-pairing",
+        "interval",
+        "noise",
     ]
     epochs: int = Field(ge=1, le=10_000)
     #: Of the inner attack of pgd, trades, mart, logit-pairing, and of interval (0 is none there).
@@ -46,6 +56,8 @@ class PhaseSpec(Spec):
     #: trades: beta. mart, logit-pairing: of the second term. pgd: of the loss on clean images.
     #: interval: share of the bounds' loss, the rest being the attack's.
     weight: float | None = Field(default=None, ge=0)
+    #: noise: standard deviation of the Gaussian noise in which images are seen.
+    sigma: float = Field(default=0.25, gt=0, le=4)
     #: Share of the phase in which the radius grows from nothing to what it is.
     ramp: float = Field(default=0.0, ge=0, le=1)
     #: standard: label smoothing.
@@ -75,6 +87,7 @@ class PhaseSpec(Spec):
             "trades": Trades(inner, 6.0 if weight is None else weight),
             "mart": Mart(inner, 5.0 if weight is None else weight),
             "logit-pairing": LogitPairing(inner, 0.5 if weight is None else weight),
+            "noise": GaussianNoise(self.sigma),
             "interval": IntervalBound(radius, weight or 1.0, inner if self.steps else None),
         }
         return made[self.objective]
@@ -165,6 +178,7 @@ class Recipe(Spec):
     members: tuple[MemberSpec, ...] = Field(default=(), max_length=32)
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     guard: GuardSettings = GuardSettings()
+    smoothing: SmoothingSpec | None = None
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
 

@@ -162,16 +162,18 @@ class Certificate(_message.Message):
     def __init__(self, label: _Optional[int] = ..., norm: _Optional[str] = ..., radius: _Optional[float] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class CertifyResponse(_message.Message):
-    __slots__ = ("model", "version", "request_id", "certificates")
+    __slots__ = ("model", "version", "request_id", "certificates", "smoothed")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATES_FIELD_NUMBER: _ClassVar[int]
+    SMOOTHED_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     request_id: str
     certificates: _containers.RepeatedCompositeFieldContainer[Certificate]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., request_id: _Optional[str] = ..., certificates: _Optional[_Iterable[_Union[Certificate, _Mapping]]] = ...) -> None: ...
+    smoothed: _containers.RepeatedCompositeFieldContainer[Certificate]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., request_id: _Optional[str] = ..., certificates: _Optional[_Iterable[_Union[Certificate, _Mapping]]] = ..., smoothed: _Optional[_Iterable[_Union[Certificate, _Mapping]]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("model", "version")

@@ -9,13 +9,15 @@ import pytest
 
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
-from firewall.client import AsyncClient, Certificate, Client
+from firewall.client import AsyncClient, Certificate, Certified, Client
 from firewall.errors import FirewallError, InvalidInput
 from firewall.guard.certificate import interval_certificates
 from firewall.guard.compiled import CompiledGuard
 from firewall.guard.verdict import Verdict
+from firewall.train.smoothing_table import SmoothingSpec, tabulate
 from tests.support.bounded import RADIUS, build_bounded, fit_bounded, held_out
 from tests.support.served import served
+from tests.support.tiny import build_tiny, wire
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +39,31 @@ def test_certificates_over_the_wire(bounded_path: Path, signer: Signer, tmp_path
         for got, want, verdict in zip(found, expected, verdicts, strict=True):
             refused = verdict is Verdict.REJECT
             radius = 0.0 if refused else want.radius
-            assert got == Certificate(want.label, "linf", radius, 1.0)
-        assert any(one.radius > 0 for one in found)
+            assert got == Certified(Certificate(want.label, "linf", radius, 1.0), None)
+        assert any(one.bounded and one.bounded.radius > 0 for one in found)
 
-        async def asked() -> list[Certificate]:
+        async def asked() -> list[Certified]:
             async with AsyncClient(running.address) as other:
                 return await other.certify(rows)
 
         assert asyncio.run(asked()) == found
         with pytest.raises(InvalidInput, match=r"input\.tensor\.shape"):
             client.certify(rows[:, :, :4])
+
+
+def test_smoothing_over_the_wire(signer: Signer, tmp_path: Path) -> None:
+    smoothing = SmoothingSpec(sigma=0.1, selection=20, draws=100, failure=0.01)
+    path = build_tiny(tmp_path / "tiny", signer, smoothing=smoothing)
+    with (
+        served(path, signer, tmp_path, "--false-positive-rate", "0.05") as running,
+        Client(running.address) as client,
+    ):
+        found = client.certify(wire(3, 20))
+    for one in found:
+        assert one.bounded is None
+        assert one.smoothed is not None
+        assert (one.smoothed.norm, one.smoothed.confidence) == ("l2", 0.99)
+        assert 0 <= one.smoothed.radius <= max(tabulate(smoothing).radii)
 
 
 def test_paranoia_four_over_the_wire(bounded_path: Path, signer: Signer, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.stages.registry import Registry
 from firewall.testing import images
 from firewall.train.build import Data, Identity, build
+from firewall.train.smoothing_table import SmoothingSpec
 
 SIDE = 32
 CLASSES = 10
@@ -96,6 +97,7 @@ def build_tiny(
     guard: GuardSpec = GUARD,
     input_spec: InputSpec = INPUT,
     rows: int = 120,
+    smoothing: SmoothingSpec | None = None,
 ) -> Path:
     """Write a bundle; returns its place."""
     build(
@@ -124,5 +126,6 @@ def build_tiny(
         ),
         signer=signer,
         registry=Registry.discover(),
+        smoothing=smoothing,
     )
     return target
