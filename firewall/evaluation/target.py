@@ -91,7 +91,8 @@ class BundleTarget:
             # As many threads as torch has: a process of several keeps to its share of cores.
             CompiledGuard(self.bundle.files, threads=torch.get_num_threads()),
             calibration,
-            Policy(false_positive_rate=rate),
+            # Everything that the guard has.
+            Policy(false_positive_rate=rate, paranoia=3 if calibration.guard_model else 2),
             model=manifest.name,
             log_outputs=bool(manifest.guard.of("ensemble")),
             radius=manifest.threat_model.radius if manifest.threat_model.norm == "linf" else 0.0,

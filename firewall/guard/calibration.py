@@ -43,6 +43,7 @@ class Calibration:
         part_a: [nA, D] statistics, the reference distributions.
         part_b: [nB, D] statistics, on which the combination is calibrated.
         escalation: the share of clean rows, in (0, 1], that the cheap tier hands on.
+        guard_model: names of the detectors that ask a network of the guard's own.
 
     """
 
@@ -51,6 +52,7 @@ class Calibration:
     part_a: Doubles
     part_b: Doubles
     escalation: float
+    guard_model: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         width = len(self.detectors)
@@ -70,6 +72,7 @@ class Calibration:
             "detectors": list(self.detectors),
             "cheap": self.cheap,
             "escalation": self.escalation,
+            "guard_model": list(self.guard_model),
             "part_a": self.part_a.tolist(),
             "part_b": self.part_b.tolist(),
         }
@@ -91,6 +94,7 @@ class Calibration:
                 part_a=np.asarray(body["part_a"], np.float64),
                 part_b=np.asarray(body["part_b"], np.float64),
                 escalation=float(body["escalation"]),
+                guard_model=tuple(str(name) for name in body.get("guard_model", ())),
             )
         except (
             KeyError,
@@ -101,6 +105,13 @@ class Calibration:
             CalibrationError,
         ) as error:
             raise BundleMalformed(f"calibration.json: {error}") from error
+
+    def up_to(self, paranoia: int) -> tuple[str, ...]:
+        """Names of the detectors that count at a level of paranoia: 1 is without views, 2 without
+        networks of the guard's own, 3 and more with all of them.
+        """
+        kept = self.detectors[: self.cheap] if paranoia == 1 else self.detectors
+        return tuple(name for name in kept if paranoia > 2 or name not in self.guard_model)
 
     def promise(self, rate: float) -> None:
         """Refuse a rate that part B is too small to promise.

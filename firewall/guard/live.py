@@ -59,7 +59,7 @@ class LiveGuard:
             CalibrationError: the policy asks for a rate that cannot be promised.
 
         """
-        if policy.paranoia == 3:
+        if policy.paranoia == 3 and not calibration.guard_model:
             raise ConfigError(
                 "paranoia: 3 needs a robust guard model, which this bundle does not carry; use 1 "
                 "or 2"
@@ -92,13 +92,7 @@ class LiveGuard:
         self._log_outputs = log_outputs
         self._cascades: dict[frozenset[str], Cascade] = {}
         if policy.mode != "off":
-            self._cascade(
-                frozenset(
-                    calibration.detectors[: calibration.cheap]
-                    if policy.paranoia == 1
-                    else calibration.detectors
-                )
-            )
+            self._cascade(frozenset(calibration.up_to(policy.paranoia)))
             for exclusion in policy.exclusions:
                 # Made now: an exclusion that leaves nothing active fails at start, not in a call.
                 self._active_cascade(exclusion.client or "")
@@ -276,9 +270,8 @@ class LiveGuard:
         return np.asarray(hardened, np.float32)
 
     def _active_cascade(self, client: str) -> Cascade | None:
-        active = self.policy.active(
-            self.calibration.detectors, self.calibration.cheap, self.model, client
-        )
+        counted = self.calibration.up_to(self.policy.paranoia)
+        active = self.policy.active(counted, self.model, client)
         return None if active is None else self._cascade(active)
 
     def _cascade(self, active: frozenset[str]) -> Cascade:

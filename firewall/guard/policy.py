@@ -99,21 +99,18 @@ class Policy(BaseModel):
         """Twelve hexadecimal digits that name this policy in the audit log."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
-    def active(
-        self, detectors: tuple[str, ...], cheap: int, model: str, client: str
-    ) -> frozenset[str] | None:
+    def active(self, detectors: tuple[str, ...], model: str, client: str) -> frozenset[str] | None:
         """Names of the detectors that count for a request; None when it is not screened.
 
         Args:
-            detectors: of the guard, the cheap ones first.
-            cheap: how many are cheap.
+            detectors: those that count at this policy's level of paranoia.
             model: name asked for.
             client: the client's address.
 
         """
         if self.mode == "off":
             return None
-        names = set(detectors[:cheap] if self.paranoia == 1 else detectors)
+        names = set(detectors)
         for exclusion in self.exclusions:
             if exclusion.matches(model, client):
                 if exclusion.detector is None:

@@ -33,7 +33,7 @@ from firewall.guard.preprocess import to_wire
 from firewall.guard.selftest import SelfTest
 from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing
 from firewall.guard.wire_input import WireInput
-from firewall.stages import RAW, Evidence, Fittable, Learner, Lesson, forger
+from firewall.stages import RAW, Adopter, Evidence, Fittable, Learner, Lesson, forger
 from firewall.stages.registry import Registry
 from firewall.train.card import render
 from firewall.train.measure import false_positives
@@ -149,6 +149,9 @@ def build(
         part_a=compiled.both(to_wire(data.part_a, input_spec))[1].astype(np.float64),
         part_b=compiled.both(to_wire(data.part_b, input_spec))[1].astype(np.float64),
         escalation=escalation,
+        guard_model=tuple(
+            name for name, stage in guard.detectors.items() if isinstance(stage, Adopter)
+        ),
     )
     progress(f"measuring false positives on {len(data.held_out)} held-out images")
     held_out = measure_rows(
@@ -331,7 +334,9 @@ def measure_rows(
     live = LiveGuard(
         compiled,
         calibration,
-        Policy(false_positive_rate=0.05, mode="monitor"),
+        Policy(
+            false_positive_rate=0.05, mode="monitor", paranoia=3 if calibration.guard_model else 2
+        ),
         model="measured",
         log_outputs=log_outputs,
     )

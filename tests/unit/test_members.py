@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 
 from firewall.bundle.signing import Signer
+from firewall.bundle.store import open_bundle
 from firewall.errors import ConfigError, EvidenceMissing
 from firewall.guard.assemble import assemble
 from firewall.guard.compiled import CompiledGuard, log_softmax
+from firewall.guard.policy import Policy
 from firewall.guard.spec import GuardSpec, StageSpec
+from firewall.serve.runtime import load_guard
 from firewall.stages.registry import Registry
 from firewall.train.pipeline import run
 from firewall.train.recipe import load
@@ -104,6 +107,12 @@ def test_a_recipe_with_members_and_learners(
     assert np.abs(mixed - own).max() > 0.01
     assert np.isfinite(statistics).all()
     assert statistics.shape == (16, 3)
+    # Disagreement counts from paranoia 3 on.
+    bundle = open_bundle(done.bundle, {signer.public})
+    for level, expected in ((2, False), (3, True)):
+        live = load_guard(bundle, Policy(false_positive_rate=0.05, paranoia=level))
+        seen = live.screen(wire, [live.plan("")] * 16).decisions
+        assert all(("disagreement" in one.statistics) is expected for one in seen)
 
 
 def test_a_stage_without_its_member_is_refused(tmp_path: Path, registry: Registry) -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from firewall.errors import ConfigError
+from firewall.guard.calibration import Calibration
 from firewall.guard.policy import Policy
 
 NAMES = ("cheap", "dear")
@@ -40,9 +42,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         Policy.load(tmp_path / "nothing.toml")
 
 
-def test_the_first_level_of_paranoia_has_cheap_statistics_only() -> None:
-    assert Policy(paranoia=1).active(NAMES, 1, "m", "c") == {"cheap"}
-    assert Policy(paranoia=2).active(NAMES, 1, "m", "c") == {"cheap", "dear"}
+def test_what_counts_at_each_level_of_paranoia() -> None:
+    rows = np.zeros((3, 3))
+    one = Calibration(("cheap", "member", "dear"), 2, rows, rows, 0.5, guard_model=("member",))
+    assert [one.up_to(level) for level in (1, 2, 3, 4)] == [
+        ("cheap",),
+        ("cheap", "dear"),
+        ("cheap", "member", "dear"),
+        ("cheap", "member", "dear"),
+    ]
+    assert Calibration.from_json(one.to_json()).guard_model == ("member",)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +67,7 @@ def test_the_first_level_of_paranoia_has_cheap_statistics_only() -> None:
 )
 def test_exclusions(exclusion: str, expected: set[str] | None) -> None:
     policy = Policy.parse(f'[[exclusions]]\nid = "e1"\n{exclusion}')
-    assert policy.active(NAMES, 1, "m", "10.0.0.1") == expected
+    assert policy.active(NAMES, "m", "10.0.0.1") == expected
 
 
 def test_the_digest_names_the_policy() -> None:
