@@ -23,10 +23,14 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train, build, evaluate, gate and sign; leaves bundle, evaluation.json and report.html."""
+    """Train, build, evaluate, gate and sign; leaves bundle, evaluation.json and report.html.
+
+    With several processors: torchrun --nproc-per-node N -m firewall train RECIPE --out DIR.
+    """
     try:
         from firewall.stages.registry import Registry
         from firewall.train.pipeline import run
+        from firewall.train.processes import Processes
         from firewall.train.recipe import load
     except ImportError as error:
         raise ConfigError(
@@ -40,6 +44,7 @@ def train(
         print(f"{recipe}: good")
         return
     _check_device(device)
+    processes = Processes.join(device)
     done = run(
         loaded,
         recipe.parent,
@@ -48,8 +53,13 @@ def train(
         registry,
         device=device,
         jobs=jobs,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        processes=processes,
+        progress=(lambda line: print(line, file=sys.stderr, flush=True))
+        if processes.first
+        else (lambda line: None),
     )
+    if done is None:
+        return
     summary = done.summary
     if as_json:
         print(json.dumps(summary))

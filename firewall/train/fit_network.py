@@ -26,6 +26,7 @@ from firewall.errors import TrainingError
 from firewall.guard.classifier import Classifier
 from firewall.guard.interval import least_lead
 from firewall.train.objectives import Objective
+from firewall.train.processes import Processes
 from firewall.train.tensorboard import write_events
 from firewall.train.trainee import TrainedNetwork
 from firewall.train.weight_perturbation import perturbed
@@ -123,6 +124,7 @@ def fit_network(
     *,
     seed: int,
     device: str = "cpu",
+    processes: Processes | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Train, leaving in `network` the averaged weights of the best epoch.
@@ -135,6 +137,7 @@ def fit_network(
         folder: for `checkpoint.pt` and `log.jsonl`.
         seed: of every draw.
         device: `cpu` or `cuda`.
+        processes: among which batches are divided; alone when None.
         progress: told each epoch, with the time left.
 
     Returns:
@@ -144,20 +147,24 @@ def fit_network(
         TrainingError: the loss is no longer a number; the last good checkpoint is kept.
 
     """
+    processes = processes or Processes()
     folder.mkdir(parents=True, exist_ok=True)
     network.to(device)
     state = _State(network, schedule, len(train), torch.device(device))
     log = state.resume(folder / "checkpoint.pt")
+    processes.wait()
     if log:
         progress(f"going on after epoch {len(log)} of {schedule.epochs}")
     begun, first = time.monotonic(), len(log)
     for epoch in range(first, schedule.epochs):
-        loss = _epoch(network, state, train, schedule, seed, epoch)
+        loss = _epoch(network, state, train, schedule, seed, epoch, processes)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"training: the loss is {loss} in epoch {epoch + 1}; lower [train] rate, which is "
                 f"{schedule.rate:g}. What was good until then is in {folder / 'checkpoint.pt'}"
             )
+        if not processes.first:
+            continue
         figures = _figures(state.averaged, selection, schedule, seed, state.device) | {"loss": loss}
         entry: dict[str, Any] = {"epoch": epoch + 1, "phase": schedule.phase(epoch)[0]} | figures
         alarm = _alarm(figures)
@@ -176,6 +183,8 @@ def fit_network(
             + f"about {left:.0f} s left"
             + (f"; ALARM: {alarm}" if alarm else "")
         )
+    # Nobody goes on before the last checkpoint is written.
+    processes.wait()
     network.load_state_dict(state.best)
     network.cpu().eval().requires_grad_(False)
     return log
@@ -255,6 +264,7 @@ def _epoch(
     schedule: Schedule,
     seed: int,
     epoch: int,
+    processes: Processes,
 ) -> float:
     """One pass over the data; returns the mean loss."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -265,8 +275,14 @@ def _epoch(
     losses: list[float] = []
     model = TrainedNetwork(network, bfloat16=schedule.bfloat16)
     batches = list(_order(len(train), schedule.batch, generator))
-    for done, rows in enumerate(batches):
+    if processes.size > 1:
+        # Draws of their own for rows of their own.
+        generator = torch.Generator().manual_seed(
+            (seed * 1_000_003 + epoch) * processes.size + processes.rank + 1
+        )
+    for done, whole in enumerate(batches):
         share = schedule.share(epoch, done / len(batches))
+        rows = processes.mine(whole)
         x, y = train.batch(rows, state.device)
         x = _augmented(x, schedule, generator)
         # The same draws for both passes of a perturbed step.
@@ -276,14 +292,17 @@ def _epoch(
             generator.set_state(before)
             with perturbed(network, loss, schedule.gamma):
                 loss = phase.objective(model, x, y, generator, share)
-                gradients = torch.autograd.grad(loss, list(network.parameters()))
-            for weight, gradient in zip(network.parameters(), gradients, strict=True):
+                raised = torch.autograd.grad(loss, list(network.parameters()))
+            for weight, gradient in zip(network.parameters(), raised, strict=True):
                 weight.grad = gradient
         else:
             state.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+        mean = loss.detach().clone()
+        gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+        processes.combine([mean, *gradients], len(rows) / len(whole))
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        losses.append(float(loss.detach()))
+        losses.append(float(mean))
         if not math.isfinite(losses[-1]):
             return losses[-1]
         state.optimiser.step()

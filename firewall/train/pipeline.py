@@ -39,6 +39,7 @@ from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
 from firewall.train.fit_network import Images, fit_network
 from firewall.train.networks import Cnn, make_network
+from firewall.train.processes import Processes
 from firewall.train.recipe import MemberSpec, Recipe
 from firewall.train.sources import (
     PARTS,
@@ -72,8 +73,9 @@ def run(
     *,
     device: str = "cpu",
     jobs: int = 1,
+    processes: Processes | None = None,
     progress: Callable[[str], None] = lambda line: None,
-) -> Run:
+) -> Run | None:
     """Run a recipe.
 
     Args:
@@ -84,7 +86,11 @@ def run(
         registry: plugins.
         device: `cpu` or `cuda`, of the training.
         jobs: processes of the evaluation.
+        processes: that share the training; alone when None.
         progress: told each step.
+
+    Returns:
+        What was made; None in all but the first of several processes.
 
     Raises:
         ConfigError: the data is not what the recipe says.
@@ -92,8 +98,10 @@ def run(
         TrainingError: a step failed; what was finished is kept.
 
     """
-    started = _started(out)
-    steps = Steps(out / "steps", progress)
+    processes = processes or Processes()
+    started = _started(out) if processes.first else ""
+    processes.wait()
+    steps = Steps(out / "steps", progress, writes=processes.first)
     found, sealed = read(recipe.data, base)
     reviewed = read_reviewed(recipe.data, base, found.labels)
     parts = with_reviewed(split(recipe.data, found, sealed), reviewed, recipe.data.repeat)
@@ -104,6 +112,8 @@ def run(
         {"data": recipe.data.model_dump(mode="json"), "content": _content(parts)},
         lambda folder: _keep_parts(parts, folder),
     )
+    # The others read what the first has written.
+    processes.wait()
     places: dict[str, Path] = {}
     networks: dict[str, Cnn] = {}
     own = MemberSpec(name="classifier", network=recipe.network, train=recipe.train, seed=0)
@@ -119,10 +129,15 @@ def run(
             },
             partial(
                 _train, member, recipe.seed + member.seed, parts, shape, device=device,
-                progress=progress,
+                processes=processes, progress=progress,
             ),
         )  # fmt: skip
+        if not processes.first:
+            continue
         networks[member.name] = _trained(member, places[member.name], shape, len(found.labels))
+    processes.leave()
+    if not processes.first:
+        return None
     network, trained = networks.pop(own.name), places[own.name]
     draft = steps.run(
         "guard",
@@ -204,6 +219,7 @@ def _train(
     folder: Path,
     *,
     device: str,
+    processes: Processes,
     progress: Callable[[str], None],
 ) -> None:
     network = make_network(member.network, shape, len(parts["train"].labels), seed)
@@ -215,8 +231,11 @@ def _train(
         folder / "state",
         seed=seed,
         device=device,
+        processes=processes,
         progress=progress,
     )
+    if not processes.first:
+        return
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(state, folder / "network.safetensors")
     write_json(folder / "log.json", log)

@@ -24,7 +24,18 @@ _DONE = "done.json"
 class Steps:
     """Runs steps under a folder."""
 
-    def __init__(self, folder: Path, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, progress: Callable[[str], None], *, writes: bool = True
+    ) -> None:
+        """Find what is there.
+
+        Args:
+            folder: of all steps.
+            progress: told what begins.
+            writes: False in a process that takes part in the work of another, which writes.
+
+        """
+        self._writes = writes
         self._folder = folder
         self._progress = progress
         self._code = code_digest()
@@ -55,6 +66,8 @@ class Steps:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             work(folder)
+            if not self._writes:
+                return folder
             draft = folder / (_DONE + ".part")
             draft.write_text(json.dumps({"inputs": json.loads(text), "files": _hashes(folder)}))
             os.replace(draft, folder / _DONE)

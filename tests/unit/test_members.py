@@ -89,6 +89,7 @@ def test_a_recipe_with_members_and_learners(
     recipe = tmp_path / "members.toml"
     recipe.write_text(RECIPE.format(more=""))
     done = run(load(recipe, registry), tmp_path, tmp_path / "run", signer, registry)
+    assert done is not None
     manifest = json.loads((done.bundle / "manifest.json").read_text())
     fitted = manifest["provenance"]["fitted"]
     assert fitted["cleaner"]["loss"] > 0
