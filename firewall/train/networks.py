@@ -14,6 +14,7 @@ from firewall.guard.classifier import Classifier, ClassifierOutput
 from firewall.guard.interval import Interval, affine, box, margins
 from firewall.guard.spec import Spec
 from firewall.stages import with_surrogate
+from firewall.train.crown import backward_leads
 
 
 class NetworkSpec(Spec):
@@ -110,6 +111,16 @@ class Cnn(Classifier):
         within = Interval(within.lower.flatten(1), within.upper.flatten(1))
         within = affine(within, self.hidden, rounding=rounding).through(F.relu)
         return margins(within, self.last, label, rounding=rounding)
+
+    def crown_leads(
+        self, x: Tensor, radius: Tensor | float, label: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[N, K] by CROWN-IBP, for training, and [N, K] by intervals."""
+        within = box(x, radius)
+        if self.levels:
+            within = within.through(self._rounded)
+        layers = [layer for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
+        return backward_leads(layers, self.hidden, self.last, within, label)
 
     def _rounded(self, x: Tensor) -> Tensor:
         steps = self.levels - 1

@@ -25,6 +25,9 @@ class Trainee(Protocol):
     def leads(self, x: Tensor, radius: float, label: Tensor) -> Tensor:
         """As `firewall.guard.classifier.Bounded`."""
 
+    def crown_leads(self, x: Tensor, radius: float, label: Tensor) -> tuple[Tensor, Tensor]:
+        """By a linear bound and by intervals, each [N, K]."""
+
 
 class Objective(Protocol):
     """A loss on a batch."""
@@ -255,19 +258,28 @@ class IntervalBound:
         radius: L-infinity, of the bounds.
         weight: share of the bounds' loss, in (0, 1].
         inner: the attack; None takes the clean images for the other share.
+        crown: whether the bounds begin as linear ones, of CROWN-IBP, and become intervals as the
+            radius grows.
 
     """
 
     radius: float
     weight: float = 1.0
     inner: Inner | None = None
+    crown: bool = False
 
     def __call__(
         self, model: Trainee, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
     ) -> Tensor:
         """Mean loss."""
         # -lead is how far another class may get ahead: 0 for the label itself.
-        loss = F.cross_entropy(-model.leads(x, share * self.radius, y), y)
+        radius = share * self.radius
+        if self.crown and share < 1:
+            linear, plain = model.crown_leads(x, radius, y)
+            leads = (1 - share) * linear + share * plain
+        else:
+            leads = model.leads(x, radius, y)
+        loss = F.cross_entropy(-leads, y)
         if self.weight == 1:
             return loss
         seen = x if self.inner is None else self.inner.on_labels(model, x, y, generator, share)

@@ -56,6 +56,8 @@ class PhaseSpec(Spec):
     #: trades: beta. mart, logit-pairing: of the second term. pgd: of the loss on clean images.
     #: interval: share of the bounds' loss, the rest being the attack's.
     weight: float | None = Field(default=None, ge=0)
+    #: interval: whether bounds begin as CROWN-IBP's; dearer, and only while the radius grows.
+    crown: bool = False
     #: noise: standard deviation of the Gaussian noise in which images are seen.
     sigma: float = Field(default=0.25, gt=0, le=4)
     #: Share of the phase in which the radius grows from nothing to what it is.
@@ -88,7 +90,9 @@ class PhaseSpec(Spec):
             "mart": Mart(inner, 5.0 if weight is None else weight),
             "logit-pairing": LogitPairing(inner, 0.5 if weight is None else weight),
             "noise": GaussianNoise(self.sigma),
-            "interval": IntervalBound(radius, weight or 1.0, inner if self.steps else None),
+            "interval": IntervalBound(
+                radius, weight or 1.0, inner if self.steps else None, self.crown
+            ),
         }
         return made[self.objective]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from firewall.errors import TrainingError
 from firewall.guard.classifier import Bounded, Classifier
+from firewall.train.networks import Cnn
 
 
 class TrainedNetwork:
@@ -40,3 +41,16 @@ class TrainedNetwork:
             )
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bfloat16):
             return self._network.leads(x, radius, label).float()
+
+    def crown_leads(self, x: Tensor, radius: float, label: Tensor) -> tuple[Tensor, Tensor]:
+        """By CROWN-IBP and by intervals, in float32, [N, K] each.
+
+        Raises:
+            TrainingError: the network has no linear bounds.
+
+        """
+        if not isinstance(self._network, Cnn):
+            raise TrainingError(
+                f"objective: {type(self._network).__name__} has no linear bounds; leave crown out"
+            )
+        return self._network.crown_leads(x, radius, label)

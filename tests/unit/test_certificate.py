@@ -102,6 +102,28 @@ def test_bounds_hold_for_a_machine_at_radius_zero() -> None:
     assert (bound <= true + 1e-12).all()
 
 
+@pytest.mark.parametrize("architecture", ["cnn", "shallow"])
+@pytest.mark.parametrize("side", [8, 11])
+def test_linear_bounds_hold_and_are_tighter_before_training(architecture: Any, side: int) -> None:
+    spec = NetworkSpec(architecture=architecture, width=4, hidden=16)
+    net = make_network(spec, (1, side, side), 5, 0)
+    x = torch.rand(12, 1, side, side)
+    label = torch.arange(12) % 5
+    with torch.no_grad():
+        linear, plain = net.crown_leads(x, 0.03, label)
+        assert torch.allclose(plain, net.leads(x, 0.03, label))
+        assert (linear >= plain - 1e-5).float().mean() > 0.95
+        assert linear.mean() > plain.mean()
+        # At radius zero nothing is lost: the very leads.
+        exact = net(x).logits
+        leads = exact.gather(1, label[:, None]) - exact
+        assert torch.allclose(net.crown_leads(x, 0.0, label)[0], leads, atol=1e-5)
+        for _ in range(200):
+            point = (x + 0.03 * torch.sign(torch.randn(x.shape))).clamp(0, 1)
+            logits = net(point).logits
+            assert (logits.gather(1, label[:, None]) - logits >= linear - 1e-5).all()
+
+
 def test_no_attack_finds_a_violation(network: Cnn) -> None:
     """Over 100,000 images within the certified radius, by every kind of attack."""
     x, _ = held_out()

@@ -48,6 +48,7 @@ OBJECTIVES: dict[str, Objective] = {
     "logit-pairing": LogitPairing(INNER),
     "trades": Trades(INNER),
     "mart": Mart(INNER),
+    "crown": IntervalBound(0.2, 0.5, None, crown=True),
     "noise": GaussianNoise(0.05),
     "interval": IntervalBound(0.2, 0.5, INNER),
 }
