@@ -25,7 +25,7 @@ from firewall.train.card import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "attacks.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "attacks.md", ROOT / "docs" / "training.md")
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -127,6 +127,63 @@ def one_forgery() -> list[str]:
     return rows
 
 
+RECIPES = ("digits-smoke", "fashion-quick", "fashion-strong", "fashion-certified")
+
+
+def recipe_runs() -> list[str]:
+    rows = [
+        "| recipe | rows, L∞ | classifier: clean | robust | firewall at "
+        "1 %: clean, accepted and right | false positives | robust, adaptive | certified | "
+        "proven under paranoia 4 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in RECIPES:
+        if not (ROOT / "benchmarks" / "results" / name / "evaluation.json").exists():
+            continue
+        found = result(name, "evaluation.json")
+        bare, whole, sure = found["guard_model"], found["firewall"], found["certified"]
+        suite = found["evaluation"]
+        proven = sure["paranoia_4"]["accepted_and_correct"]["value"] if sure else None
+        rows.append(
+            f"| `{name}` | {suite['n']}, {suite['threat_model']['radius']:g} | "
+            f"{percent(bare['clean_accuracy']['value'])} | {percent(bare['robust_accuracy'])} | "
+            f"{percent(whole['clean_accepted_and_correct']['value'])} | "
+            f"{percent(whole['false_positive_rate']['value'])} | "
+            f"{percent(whole['robust_accuracy'])} | "
+            f"{percent(sure['accuracy']['value']) if sure else 'none'} | "
+            f"{'none' if proven is None else percent(proven)} |"
+        )
+    return rows
+
+
+def recipe_detection() -> list[str]:
+    names = [
+        name
+        for name in RECIPES
+        if (ROOT / "benchmarks" / "results" / name / "evaluation.json").exists()
+    ]
+    every = {name: result(name, "evaluation.json")["evaluation"] for name in names}
+    rows = [
+        "| attack | knows | " + " | ".join(f"`{name}`" for name in names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    order: dict[str, str] = {}
+    for found in every.values():
+        order |= {one["name"]: one["knowledge"] for one in found["attacks"]}
+    for attack, knowledge in order.items():
+        cells = []
+        for found in every.values():
+            [one] = [one for one in found["attacks"] if one["name"] == attack] or [None]
+            cells.append(
+                "not run"
+                if one is None
+                else f"{one['auroc']:.3f}, {percent(one['detected_rate'])}, "
+                f"{percent(one['success_rate'])}"
+            )
+        rows.append(f"| {attack} | {knowledge} | " + " | ".join(cells) + " |")
+    return rows
+
+
 TABLES = {
     "false-positives": false_positives,
     "detection": detection,
@@ -135,6 +192,8 @@ TABLES = {
     "masking": masking,
     "attack-speed": speed,
     "one-forgery": one_forgery,
+    "recipes": recipe_runs,
+    "recipe-detection": recipe_detection,
 }
 
 

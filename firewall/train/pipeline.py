@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from firewall.evaluation.provenance import provenance
 from firewall.evaluation.report import write_report
 from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
+from firewall.evaluation.surrogates import trained_surrogates
 from firewall.evaluation.target import BundleTarget
 from firewall.guard.calibration import Calibration, least_sample
 from firewall.guard.spec import InputSpec, Preprocessing
@@ -54,6 +56,8 @@ from firewall.train.steps import Steps, digest, write_json
 
 #: Training images by which stages are fitted.
 _FIT_ROWS = 2000
+#: Images on which the evaluation's attacker trains networks of its own.
+_SURROGATE_ROWS = 3000
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def run(
     figures = steps.run(
         "evaluate",
         {"guard": digest(draft), "evaluate": recipe.evaluate.model_dump(mode="json")},
-        lambda folder: _evaluate(recipe, draft, parts["test"], folder, jobs, progress),
+        lambda folder: _evaluate(recipe, draft, parts, folder, jobs, progress),
     )
     result = json.loads((figures / "evaluation.json").read_text())
     summary = _summary(recipe, result, parts, json.loads((trained / "log.json").read_text()))
@@ -326,6 +330,12 @@ def _draft(
     (folder / "signer.pub").write_text(signer.public)
 
 
+def _images_of(one: Labelled) -> npt.NDArray[np.float32]:
+    """[N, C, H, W] in [0, 1]."""
+    scaled: npt.NDArray[np.float32] = one.x.astype(np.float32) / np.float32(255)
+    return scaled
+
+
 def _wire(one: Labelled) -> Any:
     """[N, H, W, C] pixels."""
     return np.ascontiguousarray(one.x.transpose(0, 2, 3, 1))
@@ -349,7 +359,7 @@ def _recipe_digest(recipe: Recipe) -> str:
 def _evaluate(
     recipe: Recipe,
     draft: Path,
-    test: Labelled,
+    parts: dict[str, Labelled],
     folder: Path,
     jobs: int,
     progress: Callable[[str], None],
@@ -365,13 +375,21 @@ def _evaluate(
         steps=settings.steps,
         queries=settings.queries,
     )
+    target, test = BundleTarget(bundle), parts["test"]
+    surrogates: list[tuple[str, nn.Module]] = []
+    if settings.suite in ("static", "full"):
+        # An attacker's own data: images that the network was not trained on.
+        progress("training the attacker's surrogates")
+        own = parts["calibration"].take(np.arange(len(parts["calibration"]))[:_SURROGATE_ROWS])
+        surrogates = trained_surrogates(target, request, _images_of(own), own.y)
     rows = slice(settings.rows)
     done = evaluate(
-        BundleTarget(bundle),
-        test.x[rows].astype(np.float32) / np.float32(255),
+        target,
+        _images_of(test)[rows],
         test.y[rows],
         request,
         folder / "state",
+        surrogates=tuple(surrogates),
         provenance=provenance(),
         jobs=jobs,
         progress=progress,
