@@ -340,6 +340,8 @@ _OPERATORS: Mapping[str, Operator] = {
     "Cos": _elementwise(torch.cos),
     "Div": _elementwise(torch.div),
     "Dropout": lambda arguments, attributes: arguments[0],
+    # Exact, and without a gradient: of a one-hot vote what is left is what stands beside it.
+    "Equal": lambda arguments, attributes: (arguments[0] == arguments[1]).float(),
     "Erf": _elementwise(torch.erf),
     "Exp": _elementwise(torch.exp),
     "Expand": _expand,
