@@ -88,6 +88,12 @@ def evaluate(
         print(
             f"{one['name']:45} {one['knowledge']:10} accepted and wrong {one['success_rate']:.1%}"
         )
+    if "certified" in result:
+        sure, four = result["certified"], result["certified"]["paranoia_4"]
+        print(
+            f"certified and right {sure['accuracy']['value']:.1%}; under paranoia 4 accepted, "
+            f"right and proven {four['accepted_and_correct']['value']:.1%}"
+        )
     low, high = result["worst_case"]["interval"]
     print(
         f"robust accuracy, worst case {result['worst_case']['robust_accuracy']:.1%} "

@@ -72,6 +72,11 @@ def train(
         ("firewall, false positives", "firewall", "false_positive_rate"),
     ):
         print(f"{title:36} {summary[part][key]['value']:.1%}")
+    if summary["certified"]:
+        sure = summary["certified"]
+        four = sure["paranoia_4"]["accepted_and_correct"]["value"]
+        print(f"{'certified and right':36} {sure['accuracy']['value']:.1%}")
+        print(f"{'paranoia 4, right and proven':36} {four:.1%}")
     for part in ("guard_model", "firewall"):
         low, high = summary[part]["interval"]
         title = f"{part.replace('_', ' ')}, robust, worst case"

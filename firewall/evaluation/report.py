@@ -89,6 +89,7 @@ def render(done: Evaluated) -> str:
                 )
             ],
         ),
+        *_certificates(result.get("certified")),
         "<h2>Attacks</h2>",
         _attacks(result["attacks"], guarded),
         "<h2>Robust accuracy against the radius</h2>",
@@ -144,6 +145,30 @@ def render(done: Evaluated) -> str:
         f"<title>{_text(result['target']['name'])}</title><style>{_STYLE}</style></head>"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def _certificates(found: dict[str, Any] | None) -> Iterable[str]:
+    if found is None:
+        return []
+    four = found["paranoia_4"]
+    return [
+        "<h2>Certificates</h2>",
+        f"<p>Interval bounds at radius {found['radius']:.4g}, and under paranoia 4, which accepts "
+        f"only what is certified at {four['certified_radius']:.4g}: then what is accepted and "
+        "right when clean is proven to stand. "
+        f"{found['violations']} violations in {found['tries']} tries of the attacks below.</p>",
+        _table(
+            ("", "measured", "95 %"),
+            [
+                (name, _percent(one["value"]), _interval(one["interval"]))
+                for name, one in (
+                    ("certified and right", found["accuracy"]),
+                    ("paranoia 4: accepted, right and proven", four["accepted_and_correct"]),
+                    ("paranoia 4: clean images refused", four["refused"]),
+                )
+            ],
+        ),
+    ]
 
 
 def _warnings(raised: list[str]) -> Iterable[str]:

@@ -64,6 +64,7 @@ class SelfTest:
             ParityError: this machine computes something else than the one that made the bundle.
 
         """
+        _check_certificates(compiled, self.wire)
         log_probabilities, statistics = compiled.both(self.wire)
         for name, got, want in (
             ("log_probabilities", log_probabilities, self.log_probabilities),
@@ -76,3 +77,17 @@ class SelfTest:
                     else f"in shape, {got.shape} for {want.shape}"
                 )
                 raise ParityError(f"selftest.npz: {name} differ {worst} from what was recorded")
+
+
+def _check_certificates(compiled: CompiledGuard, wire: npt.NDArray[Any]) -> None:
+    """At radius 0 the least lead is the one that the classifier shows, less a hair for rounding."""
+    if not compiled.certifies:
+        return
+    logits = compiled.cheap(wire).logits
+    label, lead = compiled.certify(wire, np.zeros(len(wire), np.float32))
+    ordered = np.sort(logits, axis=1)
+    shown = ordered[:, -1] - ordered[:, -2]
+    low = lead <= shown + ABSOLUTE
+    high = lead >= shown - 0.01 - RELATIVE * np.abs(logits).max()
+    if not (low & high & (label == logits.argmax(axis=1))).all():
+        raise ParityError("certificate.onnx: says something else of an image than the classifier")

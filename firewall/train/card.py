@@ -65,7 +65,7 @@ def suite_lines(suite: dict[str, Any]) -> list[str]:
     worst, model = suite["worst_case"], suite["threat_model"]
     radius = f"{255 * model['radius']:g}/255"
     return [
-        f"The whole suite on {suite['n']} crops, {model['norm']} {radius}, at "
+        f"The whole suite on {suite['n']} images, {model['norm']} {radius}, at "
         f"{percent(suite['policy']['false_positive_rate'])} promised false positives, "
         f"{suite['effort']['steps']} steps, {suite['effort']['queries']} queries:",
         "",
@@ -83,8 +83,25 @@ def suite_lines(suite: dict[str, Any]) -> list[str]:
         ),
         "",
         f"Worst case over all attacks within the radius: **{percent(worst['robust_accuracy'])}** "
-        f"of crops stand ({interval(worst['interval'])}); of the bare classifier "
+        f"of images stand ({interval(worst['interval'])}); of the bare classifier "
         f"{percent(worst['bare_robust_accuracy'])}.",
+        *certificate_lines(suite.get("certified")),
+    ]
+
+
+def certificate_lines(found: dict[str, Any] | None) -> list[str]:
+    """What interval bounds prove; nothing for a classifier without them."""
+    if found is None:
+        return []
+    sure, served = found["accuracy"], found["paranoia_4"]
+    proven, refused = served["accepted_and_correct"], served["refused"]
+    return [
+        "",
+        f"Certified at {found['radius']:g} and right, deterministic: **{percent(sure['value'])}** "
+        f"({interval(sure['interval'])}); {found['violations']} violations in {found['tries']} "
+        "tries of the attacks above. Under `paranoia = 4`: "
+        f"**{percent(proven['value'])}** ({interval(proven['interval'])}) accepted, right and "
+        f"proven to stand, {percent(refused['value'])} of clean images refused.",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,25 @@ from firewall.attack.gradient import pgd
 from firewall.attack.losses import dlr
 from firewall.attack.oracle import Oracle, Replies
 from firewall.attack.square import Square
+from firewall.attack.victim import Victim
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import Bundle, open_bundle
-from firewall.errors import ConfigError
+from firewall.errors import ConfigError, ParityError
+from firewall.evaluation.request import Request
+from firewall.evaluation.run import evaluate
+from firewall.evaluation.target import BundleTarget
+from firewall.guard.assemble import assemble
 from firewall.guard.certificate import PARTS, interval_certificates
+from firewall.guard.compile import compile_embedded
 from firewall.guard.compiled import CompiledGuard
 from firewall.guard.interval import Interval, affine, box, least_lead, margins
 from firewall.guard.live import LiveGuard
 from firewall.guard.policy import Policy
 from firewall.guard.verdict import UNCERTIFIED, Verdict
-from firewall.serve.runtime import load_guard
+from firewall.serve.runtime import load_guard, read_selftest
+from firewall.stages.registry import Registry
 from firewall.train.networks import Cnn, NetworkSpec, make_network
-from tests.support.bounded import RADIUS, build_bounded, fit_bounded, held_out
+from tests.support.bounded import RADIUS, SPEC, build_bounded, fit_bounded, held_out
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +302,48 @@ def test_what_cannot_certify_says_so(tiny: Bundle, bundle: Bundle) -> None:
 def test_another_convolution_is_refused() -> None:
     with pytest.raises(TypeError, match="plain convolutions"):
         affine(box(torch.rand(1, 2, 8, 8), 0.1), nn.Conv2d(2, 2, 3, groups=2))
+
+
+def test_an_evaluation_counts_what_is_proven_and_what_breaks_it(bundle: Bundle) -> None:
+    x, y = held_out()
+    request = Request("static", "linf", RADIUS, rate=0.05, steps=5, queries=10)
+
+    def evaluated(target: BundleTarget, folder: Path) -> dict[str, Any]:
+        return evaluate(target, x[240:264].numpy(), y[240:264].numpy(), request, folder).result
+
+    with tempfile.TemporaryDirectory() as folder:
+        sound = evaluated(BundleTarget(bundle), Path(folder))
+    found = sound["certified"]
+    assert found["violations"] == 0
+    assert found["tries"] == 24 * sum(one["bounded"] for one in sound["attacks"])
+    assert 0 < found["accuracy"]["value"] <= sound["worst_case"]["bare_robust_accuracy"]
+    four = found["paranoia_4"]
+    assert four["accepted_and_correct"] == four["robust_accuracy"]
+    assert not any("CERTIFICATE" in line for line in sound["warnings"])
+
+    class Boasts(BundleTarget):
+        """Certifies everything."""
+
+        def victim(self, rate: float) -> Victim:
+            honest = super().victim(rate)
+            honest.leads = lambda x, radius: np.ones(len(x), np.float32)  # type: ignore[method-assign]
+            return honest
+
+    with tempfile.TemporaryDirectory() as folder:
+        boasted = evaluated(Boasts(bundle), Path(folder))
+    assert boasted["certified"]["violations"] > 0
+    assert boasted["warnings"][0].startswith("CERTIFICATE BROKEN")
+
+
+def test_a_certificate_graph_of_another_network_fails_the_self_test(bundle: Bundle) -> None:
+    spec = NetworkSpec(width=8, hidden=64)
+    other = make_network(spec, (1, 8, 8), 10, 9).eval()
+    guard_spec = bundle.manifest.guard
+    graphs = compile_embedded(assemble(guard_spec, Registry.discover(), other), SPEC)
+    mixed = dict(bundle.files) | {"certificate.onnx": graphs["certificate.onnx"]}
+    read_selftest(bundle).run(CompiledGuard(bundle.files))
+    with pytest.raises(ParityError, match=r"certificate\.onnx"):
+        read_selftest(bundle).run(CompiledGuard(mixed))
 
 
 def test_bundles_are_written(bundle: Bundle, tiny: Bundle, tmp_path: Path) -> None:
