@@ -47,9 +47,9 @@ def main() -> None:
             progress=lambda line, name=name: say(f"{name}: {line}"),  # type: ignore[misc]
         )
         assert done is not None
-        result = done.summary | {"environment": measured_in}
-        # Once is enough.
-        result["evaluation"].pop("environment")
+        # Once is enough; the date is the evaluation's, however often it is resumed.
+        date = done.summary["evaluation"].pop("environment")["date"]
+        result = done.summary | {"environment": measured_in | {"date": date}}
         print(f"{name}: {done.bundle}", file=sys.stderr)
         publish(result, work / name / "report.html", arguments.out / name)
 

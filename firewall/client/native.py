@@ -83,7 +83,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Certified:
-    """The certificates of a row, of the kinds that the bundle issues.
+    """The certificates of a row, of the kinds that the bundle issues; none of a refused row.
 
     Attributes:
         bounded: by interval bounds, deterministic, about the classifier's own class.
@@ -319,7 +319,11 @@ def _screened(response: native.ScreenResponse) -> list[Prediction]:
 
 def _certified(response: native.CertifyResponse) -> list[Certified]:
     kinds = [
-        [Certificate(one.label, one.norm, one.radius, one.confidence) for one in kind]
+        [
+            # An empty one is of a refused row.
+            Certificate(one.label, one.norm, one.radius, one.confidence) if one.norm else None
+            for one in kind
+        ]
         for kind in (response.certificates, response.smoothed)
     ]
     return [Certified(*row) for row in zip_longest(*kinds)]

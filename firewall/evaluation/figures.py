@@ -90,7 +90,7 @@ def certificates(
         "radius": radius,
         "accuracy": share(held & clean["bare_right"]),
         "violations": violations,
-        "tries": len(held) * len(bounded),
+        "tries": int(held.sum()) * len(bounded),
         "paranoia_4": {
             "certified_radius": radius / 2,
             "accepted_and_correct": share(served),

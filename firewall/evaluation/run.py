@@ -171,7 +171,10 @@ def _result(
         },
         "n": len(clean["right"]),
         "seed": request.seed,
-        "policy": {"false_positive_rate": request.rate},
+        "policy": {
+            "false_positive_rate": request.rate,
+            "paranoia": 3 if guard and guard.calibration.guard_model else 2,
+        },
         "warnings": flags(attacks, found, probes),
         "clean": figures.clean_figures(clean),
         "attacks": attacks,

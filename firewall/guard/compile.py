@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from firewall.errors import ConfigError, ParityError
 from firewall.guard.classifier import Bounded
 from firewall.guard.graph import Guard
-from firewall.guard.interval import least_lead
+from firewall.guard.interval import UNIT_ROUNDOFF, least_lead
 from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import DTYPES, WireInput
 from firewall.stages import RAW, Evidence
@@ -68,12 +68,16 @@ class Certificate(nn.Module):
         self.guard = guard
         self.bounded = classifier
         self.wire = WireInput(spec)
+        largest = float(self.wire.shift.abs().max())
+        self.hair = 0.0 if self.wire.identity else UNIT_ROUNDOFF * 4 * (1 + largest)
 
     def forward(self, wire: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """A positive lead certifies the class."""
         x = self.wire(wire)
         label = self.guard.cheap(x).logits.argmax(dim=1)
-        leads = self.bounded.leads(x, radius.view(-1, 1, 1, 1), label, rounding=True)
+        # What the mapping from the wire rounds, the client's own images may differ by as well.
+        wide = radius.view(-1, 1, 1, 1) + self.hair
+        leads = self.bounded.leads(x, wide, label, rounding=True)
         return label, least_lead(leads, label)
 
 

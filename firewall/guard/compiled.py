@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 
 #: Where graphs run. `cuda` fails where onnxruntime cannot use it, instead of falling back.
 Device = Literal["cpu", "cuda"]
+#: The default algorithm is a matrix product.
+_EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,11 @@ class CompiledGuard:
             ConfigError: `device` is not to be had.
 
         """
-        self._cheap = _session("cheap.onnx", graphs["cheap.onnx"], threads, device)
+        # A certificate is about what answers: that must not compute with fewer bits either.
+        exact = "certificate.onnx" in graphs
+        self._cheap = _session("cheap.onnx", graphs["cheap.onnx"], threads, device, exact=exact)
         self._expensive = (
-            _session("expensive.onnx", graphs["expensive.onnx"], threads, device)
+            _session("expensive.onnx", graphs["expensive.onnx"], threads, device, exact=exact)
             if "expensive.onnx" in graphs
             else None
         )
@@ -157,7 +161,9 @@ def log_softmax(logits: Floats) -> Floats:
 def _session(
     name: str, graph: bytes, threads: int, device: Device, *, exact: bool = False
 ) -> ort.InferenceSession:
-    """Open a graph; `exact` forbids products of fewer bits than float32 has."""
+    """Open a graph; `exact` forbids what interval bounds do not cover on CUDA: products of fewer
+    bits than float32 has, and convolutions by Winograd or Fourier transforms.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -169,7 +175,7 @@ def _session(
         raise ConfigError(f"device: {device!r} is not built into this onnxruntime; use 'cpu'")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device == "cuda":
-        providers.insert(0, (wanted, {"use_tf32": "0"} if exact else {}))
+        providers.insert(0, (wanted, _EXACT if exact else {}))
     try:
         session = ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # onnxruntime raises its own, undocumented classes

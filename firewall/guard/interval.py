@@ -42,7 +42,7 @@ def box(x: Tensor, radius: Tensor | float, *, rounding: bool = False) -> Interva
         rounding: bounds for what a machine computes.
 
     """
-    hair = 2 * UNIT_ROUNDOFF if rounding else 0.0
+    hair = 4 * UNIT_ROUNDOFF if rounding else 0.0
     lower = (x - radius - hair).clamp(0.0, 1.0)
     return Interval(lower, (x + radius + hair).clamp(0.0, 1.0))
 
@@ -104,7 +104,9 @@ def least_lead(leads: Tensor, label: Tensor) -> Tensor:
     return leads.scatter(1, label[:, None], torch.inf).amin(dim=1)
 
 
-def _slack(terms: int) -> float:
+def _slack(products: int) -> float:
+    # The bias is a term as well; the centre and the last difference are rounded once each.
+    terms = products + 4
     return terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)
 
 

@@ -208,7 +208,6 @@ class LiveGuard:
                 if plans[row].cascade is not None
                 and decision is not None
                 and decision.verdict is Verdict.ACCEPT
-                and not decision.fault
             ],
             np.intp,
         )

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 
 from firewall.errors import ParityError
+from firewall.guard.classifier import Bounded
 from firewall.guard.compile import example
 from firewall.guard.compiled import CompiledGuard
 from firewall.guard.graph import Guard
+from firewall.guard.interval import least_lead
 from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import WireInput
 
@@ -44,4 +46,26 @@ def check_parity(guard: Guard, compiled: CompiledGuard, spec: InputSpec) -> floa
             if not np.allclose(reference, got, rtol=RELATIVE, atol=ABSOLUTE):
                 raise ParityError(f"{name} at batch {rows}: differ by {gap:.3g} from torch")
             worst = max(worst, gap)
+        if isinstance(guard.classifier, Bounded):
+            worst = max(worst, _check_leads(guard.classifier, compiled, spec, rows))
+    return worst
+
+
+def _check_leads(classifier: Bounded, compiled: CompiledGuard, spec: InputSpec, rows: int) -> float:
+    """Certificates as served against torch's; a graph that lost its slack is above them."""
+    wire = example(spec, rows, seed=rows)
+    x = WireInput(spec)(wire)
+    worst = 0.0
+    for radius in (0.0, 0.01, 0.1):
+        label, lead = compiled.certify(wire.numpy(), np.full(rows, radius, np.float32))
+        with torch.no_grad():
+            chosen = torch.from_numpy(label)
+            leads = classifier.leads(x, radius, chosen, rounding=True)
+            expected = least_lead(leads, chosen).numpy()
+            plain = least_lead(classifier.leads(x, radius, chosen), chosen).numpy()
+        gap = float(np.abs(lead - expected).max())
+        # Nearer to the bound with its slack than to the one without.
+        if not (np.abs(lead - expected) <= 0.25 * np.abs(plain - expected) + 1e-4).all():
+            raise ParityError(f"certificates at batch {rows}: differ by {gap:.3g} from torch")
+        worst = max(worst, gap)
     return worst

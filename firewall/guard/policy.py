@@ -55,8 +55,11 @@ class Policy(BaseModel):
     paranoia: Literal[1, 2, 3, 4] = 2
     #: What paranoia 4 asks for: L-infinity, where values lie in [0, 1]. Half of the radius that the
     #: bundle is meant for when left out. If a clean row is certified at r and what it was turned
-    #: into is too, and they are within 2 r of each other, then both have one class.
+    #: into is too, and they are within 2 r of each other, then both have one class. It speaks of
+    #: what is screened: `sample` and `exclusions` let rows pass without.
     certified_radius: float | None = Field(default=None, gt=0, lt=1)
+    #: Whether `Certify` is answered: a radius is a distance, which an attacker can follow.
+    certify: bool = True
     #: What a stage that fails means for its row.
     on_fault: Literal["reject", "accept"] = "reject"
     #: `diagnostics` answers statistics and p-values, which are what an attacker optimises against.
@@ -64,6 +67,12 @@ class Policy(BaseModel):
     #: The classifier's outputs in full, rounded to 0.01 of probability, or the top class alone.
     outputs: Literal["full", "rounded", "label"] = "full"
     exclusions: tuple[Exclusion, ...] = ()
+
+    @model_validator(mode="after")
+    def _certain(self) -> Self:
+        if self.paranoia == 4 and self.on_fault == "accept":
+            raise ValueError("paranoia 4 accepts only what is certified; on_fault must be 'reject'")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Policy:

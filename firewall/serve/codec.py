@@ -257,10 +257,12 @@ def predictions(
     return messages
 
 
-def certificates(found: Sequence[Certificate]) -> list[native.Certificate]:
-    """As a client sees them."""
+def certificates(found: Sequence[Certificate | None]) -> list[native.Certificate]:
+    """As a client sees them; of a refused row nothing, its class neither."""
     return [
-        native.Certificate(
+        native.Certificate()
+        if one is None
+        else native.Certificate(
             label=one.label, norm=one.norm, radius=one.radius, confidence=one.confidence
         )
         for one in found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from firewall.bundle.manifest import Manifest
 from firewall.bundle.store import Bundle
-from firewall.errors import BundleMalformed, NotFound, NotReady, Unsupported
+from firewall.errors import BundleMalformed, NotFound, NotReady, Overloaded, Unsupported
 from firewall.guard.calibration import Calibration
 from firewall.guard.certificate import Certificate, interval_certificates
 from firewall.guard.compiled import CompiledGuard, Device
@@ -26,6 +27,9 @@ from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher
 from firewall.serve.call import Call
 from firewall.serve.metrics import Metrics
+
+#: Requests for certificates that are answered at a time, by model.
+_CERTIFYING = 2
 
 
 def load_guard(
@@ -97,10 +101,13 @@ def read_smoothing(bundle: Bundle) -> Smoothing | None:
 
 @dataclass(frozen=True)
 class Certified:
-    """Certificates of a batch: by interval bounds and by smoothing, one a row each, or none."""
+    """Certificates of a batch, by interval bounds and by smoothing: one a row, or no list.
 
-    bounded: list[Certificate]
-    smoothed: list[Certificate]
+    A row that is refused has None.
+    """
+
+    bounded: list[Certificate | None]
+    smoothed: list[Certificate | None]
 
 
 @dataclass(frozen=True)
@@ -136,9 +143,8 @@ class ServedModel:
             queue_rows=queue_rows,
             observe=lambda rows, waited: metrics.batch(self.name, rows, waited),
         )
-        self._certifier: Batcher[npt.NDArray[Any], Certified] = Batcher(
-            self._certify, batch_rows=batch_rows, queue_rows=queue_rows
-        )
+        # Certificates cost many passes: they may not take every thread from predictions.
+        self._certifying = threading.BoundedSemaphore(_CERTIFYING)
         metrics.queue(self.name, lambda: self._batcher.queued_rows)
         metrics.bundle(self.name, self.manifest.version, bundle.digest, guard.compiled.provider)
 
@@ -196,52 +202,60 @@ class ServedModel:
 
         Raises:
             Unsupported: the classifier cannot be bounded, or at no known radius, and the bundle
-                does not smooth.
+                does not smooth; or the policy says so.
 
         """
-        if not self._bounds and self._smoothing is None:
+        if not self.guard.policy.certify or (not self._bounds and self._smoothing is None):
             raise Unsupported(f"model {self.name!r} issues no certificates")
 
     def certify(self, wire: npt.NDArray[Any], call: Call) -> Certified:
-        """Screen a batch, and certify what is not refused; a refused row gets radius 0.
+        """Screen a batch, and certify what is not refused; a refused row gets none.
 
         Args:
             wire: [N, *input shape], validated.
             call: whose it is.
 
         """
-        answer = self.answer(wire, call)
-        found = self._certifier.submit(wire, len(wire), call)
-
-        def kept(kind: list[Certificate]) -> list[Certificate]:
-            return [
-                replace(one, radius=0.0) if decision.verdict is Verdict.REJECT else one
-                for one, decision in zip(kind, answer.decisions, strict=False)
+        if not self._certifying.acquire(blocking=False):
+            raise Overloaded(
+                f"{_CERTIFYING} requests for certificates are being answered", retry_after=1.0
+            )
+        try:
+            answer = self.answer(wire, call)
+            start = time.perf_counter()
+            rows = [
+                None
+                if decision.verdict is Verdict.REJECT
+                else self._certify(wire[row : row + 1], call)
+                for row, decision in enumerate(answer.decisions)
             ]
-
-        return Certified(kept(found.bounded), kept(found.smoothed))
-
-    def _certify(self, work: list[npt.NDArray[Any]]) -> list[Certified]:
-        start = time.perf_counter()
-        done = [Certified(self._bounded(wire), self._smoothed(wire)) for wire in work]
-        self._metrics.stage(self.name, "certificate", time.perf_counter() - start)
-        return done
-
-    def _bounded(self, wire: npt.NDArray[Any]) -> list[Certificate]:
-        if not self._bounds:
-            return []
-        return interval_certificates(self.guard.compiled, wire, 2 * self.guard.radius)
-
-    def _smoothed(self, wire: npt.NDArray[Any]) -> list[Certificate]:
-        if self._smoothing is None:
-            return []
-        compiled = self.guard.compiled
-        return self._smoothing.certify(
-            lambda noisy: compiled.cheap(noisy).logits.argmax(axis=1),
-            wire,
-            self.manifest.input,
-            np.random.default_rng(),
+            self._metrics.stage(self.name, "certificate", time.perf_counter() - start)
+        finally:
+            self._certifying.release()
+        return Certified(
+            [one and one[0] for one in rows] if self._bounds else [],
+            [one and one[1] for one in rows] if self._smoothing else [],
         )
+
+    def _certify(
+        self, row: npt.NDArray[Any], call: Call
+    ) -> tuple[Certificate | None, Certificate | None]:
+        """Both kinds about one row, checking between passes that somebody still waits."""
+        compiled, bounded, smoothed = self.guard.compiled, None, None
+        row = np.ascontiguousarray(row)
+
+        def classify(noisy: npt.NDArray[Any]) -> npt.NDArray[np.integer]:
+            call.check()
+            top: npt.NDArray[np.integer] = compiled.cheap(noisy).logits.argmax(axis=1)
+            return top
+
+        call.check()
+        if self._bounds:
+            [bounded] = interval_certificates(compiled, row, 2 * self.guard.radius)
+        if self._smoothing is not None:
+            rng = np.random.default_rng()
+            [smoothed] = self._smoothing.certify(classify, row, self.manifest.input, rng)
+        return bounded, smoothed
 
     def _run(self, work: list[_Rows]) -> list[Answer]:
         start = time.perf_counter()

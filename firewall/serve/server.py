@@ -177,10 +177,10 @@ class Server:
         """
         idle_since: float | None = None
         while (now := time.monotonic()) < end:
-            if self._boundary.running or self._workers.waiting:
-                idle_since = None
-            elif idle_since is None:
-                idle_since = now
+            if idle_since is None:
+                # Seen idle once is enough: what runs after that is refusals.
+                if not self._boundary.running and not self._workers.waiting:
+                    idle_since = now
             elif now - idle_since > _LINGER or now - self._boundary.last_arrival > _QUIET:
                 return
             time.sleep(0.02)

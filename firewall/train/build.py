@@ -192,6 +192,7 @@ def build(
     )
     progress("signing and writing the bundle")
     selftest = SelfTest.record(compiled, to_wire(data.held_out[:2], input_spec))
+    SelfTest.from_npz(selftest.to_npz()).run(CompiledGuard(graphs))
     files = {
         **graphs,
         "calibration.json": calibration.to_json(),

@@ -148,6 +148,11 @@ def fit_network(
 
     """
     processes = processes or Processes()
+    if schedule.batch < processes.size:
+        raise TrainingError(
+            f"training: [train] batch is {schedule.batch}, for {processes.size} processes; each "
+            "needs a row"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     network.to(device)
     state = _State(network, schedule, len(train), torch.device(device))
@@ -322,7 +327,7 @@ def _augmented(x: Tensor, schedule: Schedule, generator: torch.Generator) -> Ten
     """Mirrored and moved at random, each row its own way."""
     if schedule.mirror:
         flip = torch.rand(len(x), generator=generator) < 0.5
-        x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
+        x = torch.where(flip.to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
     if schedule.shift:
         reach = schedule.shift
         padded = nn.functional.pad(x, [reach] * 4, mode="replicate")

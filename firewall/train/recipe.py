@@ -189,6 +189,8 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _members_differ(self) -> Self:
         names = [member.name for member in self.members]
+        if "classifier" in names:
+            raise ValueError("the name 'classifier' belongs to [network]; choose another")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two members are named {name!r}")

@@ -25,11 +25,13 @@ from firewall.evaluation.run import evaluate
 from firewall.evaluation.target import BundleTarget
 from firewall.guard.assemble import assemble
 from firewall.guard.certificate import PARTS, interval_certificates
-from firewall.guard.compile import compile_embedded
+from firewall.guard.compile import Certificate, compile_embedded
 from firewall.guard.compiled import CompiledGuard
 from firewall.guard.interval import Interval, affine, box, least_lead, margins
 from firewall.guard.live import LiveGuard
+from firewall.guard.parity import check_parity
 from firewall.guard.policy import Policy
+from firewall.guard.spec import InputSpec
 from firewall.guard.verdict import UNCERTIFIED, Verdict
 from firewall.serve.runtime import load_guard, read_selftest
 from firewall.stages.registry import Registry
@@ -276,14 +278,15 @@ def test_monitor_mode_flags_and_a_fault_is_a_fault(bundle: Bundle) -> None:
         def certify(self, wire: Any, radius: Any) -> Any:
             raise RuntimeError("no certificate today")
 
-    for on_fault, verdict in (("reject", Verdict.REJECT), ("accept", Verdict.ACCEPT)):
-        sound = guard(bundle, paranoia=4, on_fault=on_fault)
-        broken = LiveGuard(
-            Fails(bundle.files), sound.calibration, sound.policy, model="bounded",
-            log_outputs=False, radius=RADIUS,
-        )  # fmt: skip
-        answer = broken.screen(rows, [broken.plan("")] * 60)
-        assert {one.verdict for one in answer.decisions if one.fault} == {verdict}
+    sound = guard(bundle, paranoia=4)
+    broken = LiveGuard(
+        Fails(bundle.files), sound.calibration, sound.policy, model="bounded",
+        log_outputs=False, radius=RADIUS,
+    )  # fmt: skip
+    answer = broken.screen(rows, [broken.plan("")] * 60)
+    assert {one.verdict for one in answer.decisions if one.fault} == {Verdict.REJECT}
+    with pytest.raises(ConfigError, match="on_fault must be 'reject'"):
+        Policy.parse('paranoia = 4\non_fault = "accept"')
 
 
 def test_what_cannot_certify_says_so(tiny: Bundle, bundle: Bundle) -> None:
@@ -315,7 +318,9 @@ def test_an_evaluation_counts_what_is_proven_and_what_breaks_it(bundle: Bundle) 
         sound = evaluated(BundleTarget(bundle), Path(folder))
     found = sound["certified"]
     assert found["violations"] == 0
-    assert found["tries"] == 24 * sum(one["bounded"] for one in sound["attacks"])
+    bounded = sum(one["bounded"] for one in sound["attacks"])
+    assert found["tries"] % bounded == 0
+    assert found["accuracy"]["value"] * 24 * bounded <= found["tries"] <= 24 * bounded
     assert 0 < found["accuracy"]["value"] <= sound["worst_case"]["bare_robust_accuracy"]
     four = found["paranoia_4"]
     assert four["accepted_and_correct"] == four["robust_accuracy"]
@@ -342,8 +347,39 @@ def test_a_certificate_graph_of_another_network_fails_the_self_test(bundle: Bund
     graphs = compile_embedded(assemble(guard_spec, Registry.discover(), other), SPEC)
     mixed = dict(bundle.files) | {"certificate.onnx": graphs["certificate.onnx"]}
     read_selftest(bundle).run(CompiledGuard(bundle.files))
-    with pytest.raises(ParityError, match=r"certificate\.onnx"):
+    with pytest.raises(ParityError, match="leads differ"):
         read_selftest(bundle).run(CompiledGuard(mixed))
+
+
+def test_a_graph_without_its_slack_is_not_built(
+    network: Cnn, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an exporter makes it that takes a factor near 1 for 1."""
+    live = assemble(bundle.manifest.guard, Registry.discover(), network)
+    check_parity(live, CompiledGuard(compile_embedded(live, SPEC)), SPEC)
+    exported = Cnn.leads
+
+    def careless(self: Cnn, *arguments: Any, rounding: bool = False) -> Tensor:
+        return exported(self, *arguments, rounding=False)
+
+    monkeypatch.setattr(Cnn, "leads", careless)
+    graphs = compile_embedded(live, SPEC)
+    monkeypatch.undo()
+    with pytest.raises(ParityError, match="certificates at batch 1: differ"):
+        check_parity(live, CompiledGuard(graphs), SPEC)
+
+
+def test_the_wires_own_rounding_is_covered() -> None:
+    """Images within the radius on a wire far from zero are within the box."""
+    spec = InputSpec(channels=1, height=8, width=8, low=1000.0, high=1255.0)
+    module = Certificate(make_network(NetworkSpec(), (1, 8, 8), 10, 0), None, spec)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 246, (400, 1, 8, 8))
+    near = pixels + rng.integers(0, 11, pixels.shape)
+    wire = [torch.from_numpy((one + 1000).astype(np.float32)) for one in (pixels, near)]
+    x, moved = (module.wire(one) for one in wire)
+    within = box(x, 10 / 255 + module.hair, rounding=True)
+    assert ((moved >= within.lower) & (moved <= within.upper)).all()
 
 
 def test_bundles_are_written(bundle: Bundle, tiny: Bundle, tmp_path: Path) -> None:
