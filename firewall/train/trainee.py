@@ -13,7 +13,7 @@ from firewall.train.networks import Cnn
 class TrainedNetwork:
     """A classifier's logits and bounds, with gradients.
 
-    In bfloat16 the passes take half the time on processors that have it; sums stay in float32, and
+    In bfloat16 the passes are cheaper on processors that have it; sums stay in float32, and
     so do weights and losses.
     """
 
