@@ -21,6 +21,27 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+#: Files of few and long tests. Begun last, one of them would keep the other processes waiting.
+LONG = (
+    "e2e/test_demo",
+    "e2e/test_train",
+    "e2e/test_torchrun",
+    "e2e/test_evaluate",
+    "e2e/test_certify",
+    "unit/test_members",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, the others as they were."""
+
+    def place(item: pytest.Item) -> int:
+        name = f"{item.path.parent.name}/{item.path.stem}"
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keys of the user who runs the tests are left alone; so is the cache, unless CI names one."""

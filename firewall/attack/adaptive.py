@@ -37,7 +37,8 @@ class Evasion:
 
     Attributes:
         way: which tiers are passed.
-        ceilings: [D'] of the statistics on that way, the cheap ones first.
+        ceilings: [K', D'] of the statistics on that way, the cheap ones first, for an image that
+            the classifier gives each class; the last row stands for all classes beyond.
         scales: [D'] by which excesses are made comparable.
 
     """
@@ -56,13 +57,14 @@ class Evasion:
         calibration = guard.calibration
         part = calibration.part_a
         if way == "cheap":
-            count, total, columns = calibration.cheap, cascade.doubt_ceiling, calibration.cheap
+            count, columns = calibration.cheap, calibration.cheap
+            totals = np.array([cascade.doubt_ceiling])
         else:
-            columns = part.shape[1]
-            count, total = len(cascade.names), cascade.score_ceiling
+            count, columns = len(cascade.names), part.shape[1]
+            totals = cascade.score_ceilings
         # A little below: a p-value on the threshold is caught.
-        least_p = float(np.exp(-0.95 * total / max(count, 1)))
-        ceilings = np.quantile(part[:, :columns], 1.0 - min(1.0, least_p), axis=0)
+        least_p = np.exp(-0.95 * totals / max(count, 1))
+        ceilings = np.quantile(part[:, :columns], 1.0 - np.minimum(1.0, least_p), axis=0)
         scales = np.maximum(part[:, :columns].std(axis=0), 1e-6)
         return cls(
             way,
@@ -159,7 +161,13 @@ class Adaptive:
         else:
             seen = guard(point)
             logits, statistics = seen.log_probabilities, seen.statistics
-        over = (statistics - evasion.ceilings) / evasion.scales
+        ceilings = evasion.ceilings
+        if len(ceilings) > 1:
+            # What passes depends on the class that it is to be taken for.
+            theirs = logits.detach().clone()
+            theirs[torch.arange(len(label)), label] = -torch.inf
+            ceilings = ceilings[theirs.argmax(dim=1).clamp_max(len(ceilings) - 1)]
+        over = (statistics - ceilings) / evasion.scales
         return margin(logits, label), torch.relu(over).sum(dim=1)
 
     def _direction(self, delta: Tensor, gained: Tensor, excess: Tensor, weight: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def ablation(
         doubt = cascade.doubt(statistics[:, : calibration.cheap])
         escalated = cascade.escalates(doubt)
         scores = cascade.scores(doubt, escalated, statistics[escalated])
-        accepted = cascade.p_values(scores) > rate
+        accepted = cascade.p_values(scores, rows["bare"]) > rate
         truth = np.where(clean["right"], clean["answered"], -1)
         answered = np.where(escalated, rows["averaged"], rows["bare"])
         return accepted, answered != truth

@@ -10,6 +10,10 @@ calibration data and a clean row, P(p <= rate) <= rate.
 
 The statistics of both parts are kept whole. So a policy that leaves a detector out gets its own
 cascade from the same data, and keeps the promise.
+
+The promise is about all rows together, or about the rows of each class that the classifier names
+(a Mondrian predictor, in Vovk's words): then no class carries the false positives of the others.
+That takes part B's rows of that class to be enough; classes of few rows share one promise.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +31,20 @@ from firewall.errors import BundleMalformed, CalibrationError, SampleTooSmall
 
 Doubles = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
+Classes = npt.NDArray[np.int64]
 
 
 def least_sample(rate: float) -> int:
     """The smallest part B that can promise a false-positive rate: 1/(n + 1) <= rate."""
     return max(1, math.ceil(1.0 / rate - 1e-9) - 1)
+
+
+def least_of_class(rate: float) -> int:
+    """How many rows of a class each part takes for a promise of its own: three standard deviations
+    over the least, so that the other part, drawn alike, will hold the least as well.
+    """
+    need = least_sample(rate)
+    return need + math.ceil(3.0 * math.sqrt(2.0 * need))
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,8 @@ class Calibration:
         part_b: [nB, D] statistics, on which the combination is calibrated.
         escalation: the share of clean rows, in (0, 1], that the cheap tier hands on.
         guard_model: names of the detectors that ask a network of the guard's own.
+        said_a: [nA] classes that the classifier names for part A, where the promise is by class.
+        said_b: [nB], of part B.
 
     """
 
@@ -53,6 +69,8 @@ class Calibration:
     part_b: Doubles
     escalation: float
     guard_model: tuple[str, ...] = ()
+    said_a: Classes | None = None
+    said_b: Classes | None = None
 
     def __post_init__(self) -> None:
         width = len(self.detectors)
@@ -65,10 +83,23 @@ class Calibration:
                 raise CalibrationError(f"{name}: shape {part.shape}, expected (n > 0, {width})")
             if not np.isfinite(part).all():
                 raise CalibrationError(f"{name}: holds a statistic that is not finite")
+        if (self.said_a is None) != (self.said_b is None):
+            raise CalibrationError("said_a, said_b: one is missing")
+        for name, said, part in (
+            ("said_a", self.said_a, self.part_a),
+            ("said_b", self.said_b, self.part_b),
+        ):
+            if said is not None and (said.shape != (len(part),) or said.min() < 0):
+                raise CalibrationError(f"{name}: expected a class for each of {len(part)} rows")
+
+    @property
+    def by_class(self) -> bool:
+        """Whether the promise is made to each class."""
+        return self.said_a is not None
 
     def to_json(self) -> bytes:
         """As it lies in a bundle."""
-        body = {
+        body: dict[str, Any] = {
             "detectors": list(self.detectors),
             "cheap": self.cheap,
             "escalation": self.escalation,
@@ -76,6 +107,8 @@ class Calibration:
             "part_a": self.part_a.tolist(),
             "part_b": self.part_b.tolist(),
         }
+        if self.said_a is not None and self.said_b is not None:
+            body |= {"said_a": self.said_a.tolist(), "said_b": self.said_b.tolist()}
         return json.dumps(body, allow_nan=False).encode()
 
     @classmethod
@@ -95,6 +128,8 @@ class Calibration:
                 part_b=np.asarray(body["part_b"], np.float64),
                 escalation=float(body["escalation"]),
                 guard_model=tuple(str(name) for name in body.get("guard_model", ())),
+                said_a=_classes(body.get("said_a")),
+                said_b=_classes(body.get("said_b")),
             )
         except (
             KeyError,
@@ -143,6 +178,37 @@ class Calibration:
             raise CalibrationError("detectors: the policy leaves none active; use mode = 'off'")
         return Cascade(self, keep, rate)
 
+    def groups(self, rate: float) -> Classes:
+        """Which classes share a promise at a rate.
+
+        A class has its own when part A holds `least_of_class` of it. The others share one, and take
+        the rarest classes that could stand alone with them until they are as many. Part B is not
+        looked at: its ranks stay exchangeable with a new row's.
+
+        Returns:
+            [highest class + 2] group of each class, from 0; the last stands for all classes beyond.
+
+        """
+        if self.said_a is None:
+            return np.zeros(1, np.int64)
+        assert self.said_b is not None
+        # Part B may be larger or smaller than part A.
+        share = len(self.part_b) / len(self.part_a)
+        enough = least_of_class(rate)
+        count = np.bincount(self.said_a, minlength=int(self.said_b.max()) + 2) * share
+        order = np.argsort(count, kind="stable")
+        rest, shared = 0.0, 0
+        while shared < len(order) and (rest < enough or count[order[shared]] < enough):
+            rest += float(count[order[shared]])
+            shared += 1
+        group = np.zeros(len(count), np.int64)
+        group[order[shared:]] = 1 + np.arange(len(order) - shared)
+        return group
+
+
+def _classes(found: object) -> Classes | None:
+    return None if found is None else np.asarray(found, np.int64)
+
 
 class Cascade:
     """A decision rule: cheap statistics, then all of them for the doubtful, then one p-value."""
@@ -166,7 +232,12 @@ class Cascade:
         clean = calibration.part_b
         doubt = self.doubt(clean[:, : calibration.cheap])
         escalated = self.escalates(doubt)
-        self._scores = np.sort(self.scores(doubt, escalated, clean[escalated]))
+        scores = self.scores(doubt, escalated, clean[escalated])
+        self._group = calibration.groups(rate)
+        said = np.zeros(len(clean), np.int64) if calibration.said_b is None else calibration.said_b
+        group = self._group_of(said)
+        #: By group, part B's scores, rising.
+        self._scores = [np.sort(scores[group == one]) for one in range(self._group.max() + 1)]
         #: The share of part B that the cheap tier hands on.
         self.escalated_share = float(escalated.mean())
         if self.has_expensive and rate > self.escalated_share:
@@ -182,10 +253,16 @@ class Cascade:
         return self._threshold if self.has_expensive else math.inf
 
     @property
-    def score_ceiling(self) -> float:
-        """Fisher's sum over all active detectors below which an escalated row is accepted."""
-        rank = math.floor(self.rate * (len(self._scores) + 1))
-        return float(self._scores[-rank]) - 1.0
+    def score_ceilings(self) -> Doubles:
+        """Fisher's sum over all active detectors below which an escalated row is accepted, by the
+        class that the classifier names; the last entry stands for all classes beyond.
+        """
+        ceilings: Doubles = np.array([self._ceiling(scores) for scores in self._scores])
+        return ceilings[self._group]
+
+    def _ceiling(self, scores: Doubles) -> float:
+        rank = math.floor(self.rate * (len(scores) + 1))
+        return float(scores[-rank]) - 1.0 if rank else math.inf
 
     def doubt(self, cheap: npt.NDArray[np.floating]) -> Doubles:
         """[N, Dc] cheap statistics to [N]: Fisher's -sum(log p) over the active ones."""
@@ -217,11 +294,26 @@ class Cascade:
             scores[escalated] = 1.0 + self._fisher(statistics, self._all)
         return scores
 
-    def p_values(self, scores: Doubles) -> Doubles:
-        """Conformal p-values of scores, in [1/(nB + 1), 1]."""
-        below = np.searchsorted(self._scores, scores, side="left")
-        p: Doubles = (1 + len(self._scores) - below) / (len(self._scores) + 1)
+    def p_values(self, scores: Doubles, said: npt.NDArray[np.integer]) -> Doubles:
+        """Conformal p-values, in [1/(nB + 1), 1].
+
+        Args:
+            scores: [N].
+            said: [N] classes that the classifier names for the rows.
+
+        """
+        p = np.empty(len(scores), np.float64)
+        group = self._group_of(said)
+        for number, clean in enumerate(self._scores):
+            rows = group == number
+            below = np.searchsorted(clean, scores[rows], side="left")
+            p[rows] = (1 + len(clean) - below) / (len(clean) + 1)
         return p
+
+    def _group_of(self, said: npt.NDArray[np.integer]) -> Classes:
+        # Classes beyond the last that calibration saw share what the last entry stands for.
+        found: Classes = self._group[np.minimum(said, len(self._group) - 1)]
+        return found
 
     def detector_p_values(self, statistics: npt.NDArray[np.floating]) -> Doubles:
         """Of each statistic alone, against part A: [N, <= D] to the same shape."""

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from firewall.errors import ConfigError, ParityError
-from firewall.guard.classifier import Bounded
+from firewall.guard.classifier import Bounded, Classifier
 from firewall.guard.graph import Guard
 from firewall.guard.interval import UNIT_ROUNDOFF, least_lead
 from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import DTYPES, WireInput
-from firewall.stages import RAW, Evidence
+from firewall.stages import RAW, Denoiser, Evidence
 
 #: Opset of the graphs: what onnxruntime 1.20, our oldest, runs on every provider.
 OPSET = 20
@@ -79,6 +79,20 @@ class Certificate(nn.Module):
         wide = radius.view(-1, 1, 1, 1) + self.hair
         leads = self.bounded.leads(x, wide, label, rounding=True)
         return label, least_lead(leads, label)
+
+
+class Denoised(nn.Module):
+    """wire -> logits [N, K] of the image that a denoiser makes of it."""
+
+    def __init__(self, classifier: Classifier, denoiser: Denoiser, spec: InputSpec) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.denoiser = denoiser
+        self.wire = WireInput(spec)
+
+    def forward(self, wire: Tensor) -> tuple[Tensor]:
+        """Denoised smoothing (Salman et al. 2020, arXiv:2003.01908)."""
+        return (self.classifier(self.denoiser(self.wire(wire))).logits,)
 
 
 class Pre(nn.Module):
@@ -170,6 +184,12 @@ def compile_embedded(guard: Guard, spec: InputSpec) -> dict[str, bytes]:
         certificate = Certificate(guard.classifier, guard, spec).eval()
         graphs["certificate.onnx"] = export(certificate, inputs, ["label", "lead"])
     return graphs
+
+
+def compile_denoised(classifier: Classifier, denoiser: Denoiser, spec: InputSpec) -> bytes:
+    """The graph `smoothed.onnx`: the classifier behind a denoiser that only smoothing uses."""
+    module = Denoised(classifier, denoiser, spec).eval()
+    return export(module, {"wire": example(spec, 2)}, ["logits"])
 
 
 def compile_remote(guard: Guard, spec: InputSpec, num_classes: int) -> dict[str, bytes]:

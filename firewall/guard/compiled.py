@@ -48,7 +48,8 @@ class CompiledGuard:
 
         Args:
             graphs: `cheap.onnx`; `expensive.onnx` if there is an expensive tier;
-                `certificate.onnx` if the classifier can be bounded.
+                `certificate.onnx` if the classifier can be bounded; `smoothed.onnx` if smoothing
+                has a denoiser of its own.
             threads: of one inference; 0 is one a core.
             device: where to run.
 
@@ -68,6 +69,11 @@ class CompiledGuard:
         self._certificate = (
             _session("certificate.onnx", graphs["certificate.onnx"], threads, device, exact=True)
             if "certificate.onnx" in graphs
+            else None
+        )
+        self._smoothed = (
+            _session("smoothed.onnx", graphs["smoothed.onnx"], threads, device)
+            if "smoothed.onnx" in graphs
             else None
         )
         self._cheap_outputs = [output.name for output in self._cheap.get_outputs()]
@@ -124,6 +130,18 @@ class CompiledGuard:
         if label.shape != (len(wire),) or lead.shape != (len(wire),):
             raise StageFault(f"certificates: {list(lead.shape)} for {len(wire)} rows")
         return label, lead
+
+    def smoothed(self, wire: Array) -> Array:
+        """The classes [N] by which noisy copies [N, *input shape] vote: behind the denoiser of
+        smoothing, or the classifier's own where there is none.
+        """
+        if self._smoothed is None:
+            logits = self.cheap(wire).logits
+        else:
+            [logits] = self._smoothed.run(None, {"wire": wire})
+            _check_rows("smoothed", len(wire), logits)
+        top: Array = logits.argmax(axis=1)
+        return top
 
     def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
         """Both tiers on every row: log-probabilities [N, K] and statistics [N, Dc + De]."""

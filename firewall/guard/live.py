@@ -172,7 +172,8 @@ class LiveGuard:
                 healthy[np.flatnonzero(escalated)[~sound]] = False
                 escalated &= healthy
         scores = cascade.scores(doubt, escalated, full[escalated])
-        p_values = cascade.p_values(scores)
+        # By the class of the classifier alone, which is what calibration knew of its rows.
+        p_values = cascade.p_values(scores, cheap.logits[rows].argmax(axis=1))
         for n, row in enumerate(rows):
             if not healthy[n]:
                 decisions[row] = self._faulted()

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from firewall.errors import ParityError
-from firewall.guard.classifier import Bounded
+from firewall.guard.classifier import Bounded, Classifier
 from firewall.guard.compile import example
 from firewall.guard.compiled import CompiledGuard
 from firewall.guard.graph import Guard
 from firewall.guard.interval import least_lead
 from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import WireInput
+from firewall.stages import Denoiser
 
 #: Rows compared: one, few, and a number that is neither a power of two nor what was traced.
 BATCHES = (1, 2, 17)
@@ -49,6 +50,27 @@ def check_parity(guard: Guard, compiled: CompiledGuard, spec: InputSpec) -> floa
         if isinstance(guard.classifier, Bounded):
             worst = max(worst, _check_leads(guard.classifier, compiled, spec, rows))
     return worst
+
+
+def check_denoised(
+    classifier: Classifier, denoiser: Denoiser, compiled: CompiledGuard, spec: InputSpec
+) -> None:
+    """The classes by which noisy copies vote, as served against torch's.
+
+    Raises:
+        ParityError: naming the batch.
+
+    """
+    for rows in BATCHES:
+        wire = example(spec, rows, seed=rows)
+        with torch.no_grad():
+            logits = classifier(denoiser(WireInput(spec)(wire))).logits
+        top = logits.topk(2, dim=1).values
+        # Rounding may swap what is all but equal.
+        clear = (top[:, 0] - top[:, 1] > ABSOLUTE + RELATIVE * top[:, 0].abs()).numpy()
+        found = compiled.smoothed(wire.numpy())
+        if not (found == logits.argmax(dim=1).numpy())[clear].all():
+            raise ParityError(f"smoothing at batch {rows}: another class than torch's")
 
 
 def _check_leads(classifier: Bounded, compiled: CompiledGuard, spec: InputSpec, rows: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from firewall import __version__
 from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, ThreatModel
@@ -23,28 +23,24 @@ from firewall.bundle.store import write_bundle
 from firewall.guard.assemble import assemble
 from firewall.guard.calibration import Calibration
 from firewall.guard.classifier import Classifier
-from firewall.guard.compile import compile_embedded
+from firewall.guard.compile import compile_denoised, compile_embedded
 from firewall.guard.compiled import CompiledGuard
-from firewall.guard.graph import Guard
 from firewall.guard.live import LiveGuard
-from firewall.guard.parity import check_parity
+from firewall.guard.parity import check_denoised, check_parity
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import to_wire
 from firewall.guard.selftest import SelfTest
 from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing
-from firewall.guard.wire_input import WireInput
-from firewall.stages import RAW, Adopter, Evidence, Fittable, Learner, Lesson, forger
+from firewall.stages import Adopter, Denoiser
 from firewall.stages.registry import Registry
 from firewall.train.card import render
+from firewall.train.fit_stages import LESSON_RADIUS, Material, fit_denoiser, fit_stages
 from firewall.train.measure import false_positives
 from firewall.train.smoothing_table import SmoothingSpec, tabulate
 
 #: Told what begins.
 Progress = Callable[[str], None]
 Pixels = npt.NDArray[np.uint8]
-#: Of forgeries that stages learn from, where the threat model names no L-infinity radius.
-_LESSON_RADIUS = 8 / 255
-_LESSON_STEPS = 7
 
 
 @dataclass(frozen=True)
@@ -101,6 +97,7 @@ def build(
     reference: dict[str, Any] | None = None,
     members: Mapping[str, nn.Module] | None = None,
     smoothing: SmoothingSpec | None = None,
+    by_class: bool = False,
     progress: Progress = lambda step: None,
 ) -> str:
     """Make a bundle; returns its digest.
@@ -119,6 +116,8 @@ def build(
         reference: evaluation of an earlier bundle of this recipe, for the model card.
         members: networks that stages may own, by name.
         smoothing: of certificates by randomised smoothing; None is none.
+        by_class: whether the false-positive rate is promised to each class that the classifier
+            names, where calibration has enough of it.
         progress: told each step.
 
     Raises:
@@ -129,25 +128,36 @@ def build(
     guard = assemble(guard_spec, registry, classifier, members)
     progress("fitting the stages")
     threat = identity.threat_model
-    fitted = fit(
-        guard,
+    material = Material(
         to_wire(data.fit, input_spec),
         input_spec,
-        identity.seed,
-        labels=data.fit_labels,
-        radius=threat.radius if threat.norm == "linf" else _LESSON_RADIUS,
+        data.fit_labels,
+        threat.radius if threat.norm == "linf" else LESSON_RADIUS,
     )
+    fitted = fit_stages(guard, material, identity.seed)
     progress("compiling to ONNX")
     graphs = compile_embedded(guard, input_spec)
+    before_votes: Denoiser | None = None
+    if smoothing is not None and smoothing.denoiser is not None:
+        before_votes = registry.build(
+            "denoiser", smoothing.denoiser.plugin, smoothing.denoiser.config
+        )
+        fitted["smoothing.denoiser"] = fit_denoiser(before_votes, guard, material, identity.seed)
+        graphs["smoothed.onnx"] = compile_denoised(classifier, before_votes, input_spec)
     compiled = CompiledGuard(graphs)
     progress("comparing ONNX with torch")
     check_parity(guard, compiled, input_spec)
+    if before_votes is not None:
+        check_denoised(classifier, before_votes, compiled, input_spec)
     progress(f"calibrating on {len(data.part_a)} + {len(data.part_b)} images")
+    part_a, part_b = to_wire(data.part_a, input_spec), to_wire(data.part_b, input_spec)
     calibration = Calibration(
         detectors=tuple(guard.tier("cheap") + guard.tier("expensive")),
         cheap=len(guard.tier("cheap")),
-        part_a=compiled.both(to_wire(data.part_a, input_spec))[1].astype(np.float64),
-        part_b=compiled.both(to_wire(data.part_b, input_spec))[1].astype(np.float64),
+        part_a=compiled.both(part_a)[1].astype(np.float64),
+        part_b=compiled.both(part_b)[1].astype(np.float64),
+        said_a=_said(compiled, part_a) if by_class else None,
+        said_b=_said(compiled, part_b) if by_class else None,
         escalation=escalation,
         guard_model=tuple(
             name for name, stage in guard.detectors.items() if isinstance(stage, Adopter)
@@ -206,106 +216,15 @@ def build(
     return write_bundle(target, manifest, files, signer)
 
 
-def fit(
-    guard: Guard,
-    wire: npt.NDArray[Any],
-    spec: InputSpec,
-    seed: int,
-    *,
-    labels: npt.NDArray[np.int64] | None = None,
-    radius: float = _LESSON_RADIUS,
-) -> dict[str, dict[str, float]]:
-    """Teach and fit every stage that can be; figures by stage.
-
-    Denoisers first: what they learn changes the views that detectors and ensembles are fitted on.
-
-    Args:
-        guard: its stages are changed in place.
-        wire: clean rows.
-        spec: of the wire.
-        seed: of every draw.
-        labels: [N] classes; what the classifier says when None.
-        radius: L-infinity, of the forgeries that stages learn from.
-
-    """
-    rng = torch.Generator().manual_seed(seed)
-    figures: dict[str, dict[str, float]] = {}
-    stages: dict[str, Any] = {**guard.denoisers, **guard.detectors}
-    if guard.ensemble is not None:
-        stages["ensemble"] = guard.ensemble
-    learners = {name: stage for name, stage in stages.items() if isinstance(stage, Learner)}
-    if learners:
-        lesson = _lesson(guard, wire, spec, labels, radius)
-        figures |= {name: stage.learn(lesson, rng).figures for name, stage in learners.items()}
-    denoisers = {n: s for n, s in guard.denoisers.items() if isinstance(s, Fittable)}
-    if denoisers:
-        evidence = clean_evidence(guard, wire, spec, views=False)
-        figures |= {name: stage.fit(evidence, rng).figures for name, stage in denoisers.items()}
-    others: dict[str, Any] = dict(guard.detectors.items())
-    if guard.ensemble is not None:
-        others["ensemble"] = guard.ensemble
-    others = {name: stage for name, stage in others.items() if isinstance(stage, Fittable)}
-    if others:
-        expensive = {*guard.tier("expensive"), "ensemble"}
-        evidence = clean_evidence(guard, wire, spec, views=bool(expensive & others.keys()))
-        figures |= {name: stage.fit(evidence, rng).figures for name, stage in others.items()}
-    return figures
-
-
-def _lesson(
-    guard: Guard,
-    wire: npt.NDArray[Any],
-    spec: InputSpec,
-    labels: npt.NDArray[np.int64] | None,
-    radius: float,
-) -> Lesson:
-    classifier = guard.classifier
-    assert classifier is not None
-
-    def look(x: Tensor) -> Evidence:
-        logits, features = classifier(x)
-        return Evidence(raw=x, logits={RAW: logits}, features=features)
-
-    to_images = WireInput(spec)
-    with torch.no_grad():
-        parts = [to_images(torch.from_numpy(wire[n : n + 32])) for n in range(0, len(wire), 32)]
-        said = [classifier(part).logits.argmax(dim=1) for part in parts] if labels is None else []
-    return Lesson(
-        x=torch.cat(parts),
-        label=torch.cat(said) if labels is None else torch.from_numpy(labels),
-        radius=radius,
-        look=look,
-        forge=forger(radius, _LESSON_STEPS),
-    )
-
-
-def clean_evidence(
-    guard: Guard, wire: npt.NDArray[Any], spec: InputSpec, *, views: bool, batch: int = 32
-) -> Evidence:
-    """The evidence of clean images: raw batch, logits, features and, if asked for, all views."""
-    assert guard.classifier is not None
-    to_images = WireInput(spec)
-    raw: list[torch.Tensor] = []
-    logits: dict[str, list[torch.Tensor]] = {}
-    seen: dict[str, list[torch.Tensor]] = {}
-    features: dict[str, list[torch.Tensor]] = {tap: [] for tap in guard.classifier.taps}
-    with torch.no_grad():
-        for start in range(0, len(wire), batch):
-            x = to_images(torch.from_numpy(wire[start : start + batch]))
-            out = guard.classifier(x)
-            raw.append(x)
-            logits.setdefault(RAW, []).append(out.logits)
-            for name, view in (guard.views(x) if views else {}).items():
-                seen.setdefault(name, []).append(view)
-                logits.setdefault(name, []).append(guard.classifier(view).logits)
-            for tap, values in features.items():
-                values.append(out.features[tap])
-    return Evidence(
-        raw=torch.cat(raw),
-        views={name: torch.cat(parts) for name, parts in seen.items()},
-        logits={name: torch.cat(parts) for name, parts in logits.items()},
-        features={tap: torch.cat(values) for tap, values in features.items()},
-    )
+def _said(
+    compiled: CompiledGuard, wire: npt.NDArray[Any], batch: int = 64
+) -> npt.NDArray[np.int64]:
+    """[N] classes that the classifier alone names."""
+    parts = [
+        compiled.cheap(np.ascontiguousarray(wire[n : n + batch])).logits.argmax(axis=1)
+        for n in range(0, len(wire), batch)
+    ]
+    return np.concatenate(parts).astype(np.int64)
 
 
 @dataclass(frozen=True)

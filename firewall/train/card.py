@@ -144,7 +144,14 @@ def render(manifest: Manifest, calibration: Calibration, evaluation: dict[str, A
         "",
         f"Calibrated on {len(calibration.part_a)} + {len(calibration.part_b)} images. Any rate "
         f"from {least:.2g} up can be chosen, up to {share:.2g}, the share of clean images that the "
-        "cheap tier hands on. **The promise is for inputs that are exchangeable with the "
+        "cheap tier hands on. "
+        + (
+            "It is promised to each class that the classifier names, where enough of the images "
+            "are of it, and to the other classes together. "
+            if calibration.by_class
+            else ""
+        )
+        + "**The promise is for inputs that are exchangeable with the "
         "calibration images**, and for nothing else: images from another camera, of another "
         "subject or through another encoder are not. Where the calibration images are crops of "
         "few photographs, as in the default bundle, it does not extend to new photographs; how "

@@ -34,7 +34,7 @@ from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
 from firewall.evaluation.surrogates import trained_surrogates
 from firewall.evaluation.target import BundleTarget
-from firewall.guard.calibration import Calibration, least_sample
+from firewall.guard.calibration import Calibration, least_of_class, least_sample
 from firewall.guard.spec import InputSpec, Preprocessing
 from firewall.stages.registry import Registry
 from firewall.train.build import Data, Identity, build
@@ -195,6 +195,14 @@ def _check_sizes(recipe: Recipe, parts: dict[str, Labelled]) -> None:
             f"guard.false_positive_rate: {rate:g} needs {2 * need} calibration images; the data "
             f"gives {2 * have}: bring more, raise data.calibration, or choose a higher rate"
         )
+    if recipe.guard.promise == "class":
+        most, need = int(np.bincount(parts["calibration"].y).max()), least_of_class(rate)
+        if most // 2 < need:
+            raise ConfigError(
+                f"guard.promise: 'class' at a rate of {rate:g} needs {2 * need} calibration images "
+                f"of a class; the most that one has is {most}: bring more, raise data.calibration, "
+                "or promise the rate 'overall'"
+            )
 
 
 def _content(parts: dict[str, Labelled]) -> dict[str, str]:
@@ -326,6 +334,7 @@ def _draft(
         ),
         members={name: _Logits(one) for name, one in members.items()},
         smoothing=recipe.smoothing,
+        by_class=recipe.guard.promise == "class",
         signer=signer,
         registry=registry,
         progress=progress,

@@ -139,6 +139,8 @@ class GuardSettings(Spec):
     escalation: float = Field(default=0.15, gt=0, le=1)
     #: At which it is evaluated, and which calibration must be able to promise.
     false_positive_rate: float = Field(default=0.01, gt=0, lt=0.5)
+    #: To whom: all clean images together, or those of each class that the classifier names.
+    promise: Literal["overall", "class"] = "overall"
 
 
 class EvaluateSpec(Spec):
@@ -244,6 +246,13 @@ def _stage_problems(body: dict[str, Any], registry: Registry) -> list[str]:
         for one in (members if isinstance(members, list) else [])
         if isinstance(one, dict) and "name" in one
     ]
+    smoothing = body.get("smoothing")
+    before = smoothing.get("denoiser") if isinstance(smoothing, dict) else None
+    if isinstance(before, dict) and "plugin" in before:
+        try:
+            registry.build("denoiser", str(before["plugin"]), before.get("config", {}))
+        except FirewallError as error:
+            problems.append(f"smoothing.denoiser: {error}")
     for number, stage in enumerate(stages if isinstance(stages, list) else []):
         if not isinstance(stage, dict) or not {"kind", "plugin"} <= stage.keys():
             continue

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from firewall.guard.smoothing import Smoothing
 from firewall.guard.spec import Spec
+
+
+class SmoothingDenoiser(Spec):
+    """`[smoothing.denoiser]`: a plugin that noisy copies pass before they vote."""
+
+    plugin: str = Field(min_length=1, max_length=128)
+    config: dict[str, Any] = Field(default_factory=dict)
 
 
 class SmoothingSpec(Spec):
@@ -19,6 +28,8 @@ class SmoothingSpec(Spec):
     draws: int = Field(default=1000, ge=10, le=100_000)
     #: Probability that a certificate does not hold.
     failure: float = Field(default=0.001, gt=0, lt=0.5)
+    #: Of no use to anything else: it is no view of the guard.
+    denoiser: SmoothingDenoiser | None = None
 
 
 def tabulate(spec: SmoothingSpec) -> Smoothing:

@@ -37,9 +37,10 @@ plugin = "feature-norm"
 [guard]
 false_positive_rate = 0.05
 [evaluate]
-suite = "static"
-rows = 4
+suite = "black-box"
+rows = 2
 steps = 2
+queries = 2
 """
 
 

@@ -16,6 +16,7 @@ from firewall.train.build import Data, Identity, build
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import Cnn, NetworkSpec, make_network
 from firewall.train.objectives import IntervalBound, Standard
+from firewall.train.smoothing_table import SmoothingSpec
 from firewall.train.sources import SourceSpec, read
 
 RADIUS = 0.1
@@ -50,7 +51,14 @@ def held_out() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x[1100:]).float() / 255, torch.from_numpy(y[1100:])
 
 
-def build_bounded(target: Path, signer: Signer, network: Cnn) -> Path:
+def build_bounded(
+    target: Path,
+    signer: Signer,
+    network: Cnn,
+    *,
+    smoothing: SmoothingSpec | None = None,
+    fitted_on: int = 40,
+) -> Path:
     """A bundle of it; returns its place."""
     pixels = np.ascontiguousarray(digits()[0].transpose(0, 2, 3, 1))
     build(
@@ -72,7 +80,7 @@ def build_bounded(target: Path, signer: Signer, network: Cnn) -> Path:
         preprocessing=Preprocessing(resize=8),
         escalation=0.2,
         data=Data(
-            fit=pixels[:40],
+            fit=pixels[:fitted_on],
             part_a=pixels[1100:1220],
             part_b=pixels[1220:1340],
             held_out=pixels[1340:1360],
@@ -81,5 +89,6 @@ def build_bounded(target: Path, signer: Signer, network: Cnn) -> Path:
         ),
         signer=signer,
         registry=Registry.discover(),
+        smoothing=smoothing,
     )
     return target

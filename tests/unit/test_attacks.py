@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -200,3 +201,24 @@ def test_the_adaptive_attacker_passes_where_the_oblivious_one_is_refused(
     assert Linf().size(found - x).max() <= radius + 1e-5
     assert through(found).mean() > oblivious.mean()
     assert through(found).mean() > 0.5
+
+
+def test_the_adaptive_attacker_knows_what_each_class_lets_through(tiny: Bundle) -> None:
+    """Where the promise is by class, so are the ceilings, and the one aimed for counts."""
+    plain = Calibration.from_json(tiny.files["calibration.json"])
+    rank = np.argsort(np.argsort(plain.part_a[:, 0]))
+    said_a = (rank >= len(rank) // 2).astype(np.int64)
+    said_b = (plain.part_b[:, 0] >= np.median(plain.part_b[:, 0])).astype(np.int64)
+    calibration = dataclasses.replace(plain, said_a=said_a, said_b=said_b)
+    guard = ServedGuard(tiny.files, INPUT, calibration)
+    evasion = Evasion.of(guard, calibration.cascade(0.05), "both")
+    low, high = evasion.ceilings[0], evasion.ceilings[1]
+    assert (low != high).any()
+    x = images(60, seed=71)
+    with torch.no_grad():
+        seen = guard(x)
+    first, second = seen.log_probabilities.topk(2, dim=1).indices.T
+    attack = Adaptive(0.1)
+    _, excess = attack._objective(guard, x, first, evasion)
+    over = (seen.statistics - evasion.ceilings[second.clamp_max(2)]) / evasion.scales
+    assert torch.allclose(excess, torch.relu(over).sum(dim=1), atol=1e-5)

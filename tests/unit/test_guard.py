@@ -38,7 +38,7 @@ from firewall.stages import (
     StageConfig,
 )
 from firewall.stages.registry import Registry
-from firewall.train.build import fit
+from firewall.train.fit_stages import Material, fit_stages
 from tests.support.tiny import CLASSES, GUARD, INPUT, TinyClassifier
 from tests.support.tiny import wire as wire_of
 
@@ -292,7 +292,7 @@ class _Learns(Ensemble):
 def test_every_stage_that_can_learn_is_fitted_on_what_it_will_see(registry: Registry) -> None:
     guard = assemble(spec(BLUR, VIEWS), registry, TinyClassifier())
     guard.ensemble = _Learns()
-    figures = fit(guard, wire_of(12, 1), INPUT, seed=0)
+    figures = fit_stages(guard, Material(wire_of(12, 1), INPUT), seed=0)
     assert figures["ensemble"]["gap"] > 0
 
 

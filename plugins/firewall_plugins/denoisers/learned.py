@@ -93,7 +93,9 @@ class LearnedDenoiser(Denoiser):
 
     def _corrupted(self, lesson: Lesson, x: Tensor, label: Tensor, rng: Generator) -> Tensor:
         if self.config.corruption == "noise":
-            return x + self.config.sigma * torch.randn(x.shape, generator=rng)
+            # Clipped, as the served graph clips what it is sent.
+            noise = self.config.sigma * torch.randn(x.shape, generator=rng)
+            return (x + noise).clamp(0.0, 1.0)
 
         def loss(at: Tensor) -> Tensor:
             return F.cross_entropy(lesson.look(at).logits[RAW], label, reduction="none")

@@ -1,0 +1,135 @@
+"""Stages that learn: from clean images, or from forgeries of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from firewall.guard.graph import Guard
+from firewall.guard.spec import InputSpec
+from firewall.guard.wire_input import WireInput
+from firewall.stages import RAW, Denoiser, Evidence, Fittable, Learner, Lesson, forger
+
+#: Of forgeries that stages learn from, where the threat model names no L-infinity radius.
+LESSON_RADIUS = 8 / 255
+_LESSON_STEPS = 7
+
+
+@dataclass(frozen=True)
+class Material:
+    """What stages learn from.
+
+    Attributes:
+        wire: [N, *shape] clean rows.
+        spec: of the wire.
+        labels: [N] their classes; what the classifier says when None.
+        radius: L-infinity, of forgeries.
+
+    """
+
+    wire: npt.NDArray[Any]
+    spec: InputSpec
+    labels: npt.NDArray[np.int64] | None = None
+    radius: float = LESSON_RADIUS
+
+
+def fit_stages(guard: Guard, material: Material, seed: int) -> dict[str, dict[str, float]]:
+    """Teach and fit every stage that can be; figures by stage.
+
+    Denoisers first: what they learn changes the views that detectors and ensembles are fitted on.
+
+    Args:
+        guard: its stages are changed in place.
+        material: clean rows.
+        seed: of every draw.
+
+    """
+    rng = torch.Generator().manual_seed(seed)
+    figures: dict[str, dict[str, float]] = {}
+    stages: dict[str, Any] = {**guard.denoisers, **guard.detectors}
+    if guard.ensemble is not None:
+        stages["ensemble"] = guard.ensemble
+    learners = {name: stage for name, stage in stages.items() if isinstance(stage, Learner)}
+    if learners:
+        lesson = _lesson(guard, material)
+        figures |= {name: stage.learn(lesson, rng).figures for name, stage in learners.items()}
+    denoisers = {n: s for n, s in guard.denoisers.items() if isinstance(s, Fittable)}
+    if denoisers:
+        evidence = clean_evidence(guard, material, views=False)
+        figures |= {name: stage.fit(evidence, rng).figures for name, stage in denoisers.items()}
+    others: dict[str, Any] = dict(guard.detectors.items())
+    if guard.ensemble is not None:
+        others["ensemble"] = guard.ensemble
+    others = {name: stage for name, stage in others.items() if isinstance(stage, Fittable)}
+    if others:
+        expensive = {*guard.tier("expensive"), "ensemble"}
+        evidence = clean_evidence(guard, material, views=bool(expensive & others.keys()))
+        figures |= {name: stage.fit(evidence, rng).figures for name, stage in others.items()}
+    return figures
+
+
+def fit_denoiser(
+    denoiser: Denoiser, guard: Guard, material: Material, seed: int
+) -> dict[str, float]:
+    """Teach or fit a denoiser that stands before the guard's classifier and is no view of it."""
+    rng = torch.Generator().manual_seed(seed)
+    if isinstance(denoiser, Learner):
+        return denoiser.learn(_lesson(guard, material), rng).figures
+    if isinstance(denoiser, Fittable):
+        return denoiser.fit(clean_evidence(guard, material, views=False), rng).figures
+    return {}
+
+
+def _lesson(guard: Guard, material: Material) -> Lesson:
+    classifier = guard.classifier
+    wire, labels = material.wire, material.labels
+    assert classifier is not None
+
+    def look(x: Tensor) -> Evidence:
+        logits, features = classifier(x)
+        return Evidence(raw=x, logits={RAW: logits}, features=features)
+
+    to_images = WireInput(material.spec)
+    with torch.no_grad():
+        parts = [to_images(torch.from_numpy(wire[n : n + 32])) for n in range(0, len(wire), 32)]
+        said = [classifier(part).logits.argmax(dim=1) for part in parts] if labels is None else []
+    return Lesson(
+        x=torch.cat(parts),
+        label=torch.cat(said) if labels is None else torch.from_numpy(labels),
+        radius=material.radius,
+        look=look,
+        forge=forger(material.radius, _LESSON_STEPS),
+    )
+
+
+def clean_evidence(guard: Guard, material: Material, *, views: bool, batch: int = 32) -> Evidence:
+    """The evidence of clean images: raw batch, logits, features and, if asked for, all views."""
+    assert guard.classifier is not None
+    wire = material.wire
+    to_images = WireInput(material.spec)
+    raw: list[torch.Tensor] = []
+    logits: dict[str, list[torch.Tensor]] = {}
+    seen: dict[str, list[torch.Tensor]] = {}
+    features: dict[str, list[torch.Tensor]] = {tap: [] for tap in guard.classifier.taps}
+    with torch.no_grad():
+        for start in range(0, len(wire), batch):
+            x = to_images(torch.from_numpy(wire[start : start + batch]))
+            out = guard.classifier(x)
+            raw.append(x)
+            logits.setdefault(RAW, []).append(out.logits)
+            for name, view in (guard.views(x) if views else {}).items():
+                seen.setdefault(name, []).append(view)
+                logits.setdefault(name, []).append(guard.classifier(view).logits)
+            for tap, values in features.items():
+                values.append(out.features[tap])
+    return Evidence(
+        raw=torch.cat(raw),
+        views={name: torch.cat(parts) for name, parts in seen.items()},
+        logits={name: torch.cat(parts) for name, parts in logits.items()},
+        features={tap: torch.cat(values) for tap, values in features.items()},
+    )
