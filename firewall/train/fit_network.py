@@ -159,6 +159,9 @@ def fit_network(
     log = state.resume(folder / "checkpoint.pt")
     processes.wait()
     if log:
+        if processes.first:
+            # All of it is in the checkpoint; the file may be gone.
+            _write_log(log, folder)
         progress(f"going on after epoch {len(log)} of {schedule.epochs}")
     begun, first = time.monotonic(), len(log)
     for epoch in range(first, schedule.epochs):
@@ -177,8 +180,7 @@ def fit_network(
             entry["alarm"] = alarm
         log.append(entry)
         state.keep(folder / "checkpoint.pt", log, schedule.choose)
-        with open(folder / "log.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in log)
+        _write_log(log, folder)
         write_events(log, folder / "tensorboard")
         left = (time.monotonic() - begun) / (epoch + 1 - first) * (schedule.epochs - epoch - 1)
         progress(
@@ -193,6 +195,11 @@ def fit_network(
     network.load_state_dict(state.best)
     network.cpu().eval().requires_grad_(False)
     return log
+
+
+def _write_log(log: list[dict[str, Any]], folder: Path) -> None:
+    with open(folder / "log.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in log)
 
 
 class _State:

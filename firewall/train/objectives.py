@@ -286,6 +286,48 @@ class IntervalBound:
         return self.weight * loss + (1 - self.weight) * F.cross_entropy(model(seen), y)
 
 
+@dataclass(frozen=True)
+class Apart:
+    """An objective, and a penalty on input gradients that point where other networks' do, so that
+    what moves one of an ensemble leaves the others (after Kariyappa and Qureshi 2019,
+    arXiv:1901.09981; here against networks that are trained already, up to right angles, and on
+    rows that are classified rightly).
+
+    Attributes:
+        objective: what is learnt.
+        others: networks trained before, frozen: images to logits.
+        weight: of the penalty.
+
+    """
+
+    objective: Objective
+    others: tuple[Model, ...]
+    weight: float = 0.5
+
+    def __call__(
+        self, model: Trainee, x: Tensor, y: Tensor, generator: Generator, share: float = 1.0
+    ) -> Tensor:
+        """Mean loss."""
+        loss = self.objective(model, x, y, generator, share)
+        if not self.others:
+            return loss
+        point = x.detach().requires_grad_(True)
+        logits = model(point)
+        # Where it is wrong, its gradient says nothing yet; and to be wrong is the easiest way apart.
+        right = (logits.argmax(dim=1) == y).float()
+        cross = F.cross_entropy(logits, y, reduction="sum")
+        (mine,) = torch.autograd.grad(cross, point, create_graph=True)
+        likeness: list[Tensor] = []
+        for other in self.others:
+            cross = F.cross_entropy(other(point), y, reduction="sum")
+            (theirs,) = torch.autograd.grad(cross, point)
+            # Gradients are as small as images are clear: no floor that would hide their angle.
+            cosine = F.cosine_similarity(mine.flatten(1), theirs.flatten(1), eps=1e-20)
+            # Right angles are enough.
+            likeness.append(right * cosine.clamp_min(0.0))
+        return loss + self.weight * torch.stack(likeness).mean()
+
+
 def _uniform(x: Tensor, generator: Generator) -> Tensor:
     """From -1 to 1, drawn on the CPU: the same numbers on every device."""
     return torch.rand(x.shape, generator=generator).to(x.device) * 2 - 1

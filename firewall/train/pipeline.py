@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
 from firewall.train.fit_network import Images, fit_network
 from firewall.train.networks import Cnn, make_network
+from firewall.train.objectives import Apart
 from firewall.train.processes import Processes
 from firewall.train.recipe import MemberSpec, Recipe
 from firewall.train.sources import (
@@ -126,16 +127,28 @@ def run(
     own = MemberSpec(name="classifier", network=recipe.network, train=recipe.train, seed=0)
     for member in (own, *recipe.members):
         title = "train" if member is own else f"train {member.name}"
+        settings: dict[str, Any] = {
+            "data": digest(data),
+            "network": member.network.model_dump(mode="json"),
+            "train": member.train.model_dump(mode="json"),
+            "seed": recipe.seed + member.seed,
+        }
+        others: list[Cnn] = []
+        if member.apart:
+            # Written by the first process, read by all.
+            processes.wait()
+            settings["apart"] = member.apart
+            settings["from"] = {name: digest(place) for name, place in places.items()}
+            others = [
+                _trained(one, places[one.name], shape, len(found.labels))
+                for one in (own, *recipe.members)
+                if one.name in places
+            ]
         places[member.name] = steps.run(
             title.replace(" ", "-"),
-            {
-                "data": digest(data),
-                "network": member.network.model_dump(mode="json"),
-                "train": member.train.model_dump(mode="json"),
-                "seed": recipe.seed + member.seed,
-            },
+            settings,
             partial(
-                _train, member, recipe.seed + member.seed, parts, shape, device=device,
+                _train, member, recipe.seed + member.seed, parts, shape, others, device=device,
                 processes=processes, progress=progress,
             ),
         )  # fmt: skip
@@ -231,18 +244,29 @@ def _train(
     seed: int,
     parts: dict[str, Labelled],
     shape: tuple[int, int, int],
+    others: list[Cnn],
     folder: Path,
     *,
     device: str,
     processes: Processes,
     progress: Callable[[str], None],
 ) -> None:
+    schedule = member.train.schedule()
+    if others:
+        logits = tuple(_Logits(one.to(device)) for one in others)
+        schedule = replace(
+            schedule,
+            phases=tuple(
+                replace(phase, objective=Apart(phase.objective, logits, member.apart))
+                for phase in schedule.phases
+            ),
+        )
     network = make_network(member.network, shape, len(parts["train"].labels), seed)
     log = fit_network(
         network,
         _images(parts["train"]),
         _images(parts["selection"]),
-        member.train.schedule(),
+        schedule,
         folder / "state",
         seed=seed,
         device=device,

@@ -130,6 +130,9 @@ class MemberSpec(Spec):
     train: TrainSpec
     #: Added to the recipe's: members of one ensemble differ by it.
     seed: int = Field(default=1, ge=0, lt=2**20)
+    #: Weight of a penalty on input gradients that point where those of the networks before it do,
+    #: the classifier and earlier members: what moves one of them then leaves the others.
+    apart: float = Field(default=0.0, ge=0, le=100)
 
 
 class GuardSettings(Spec):

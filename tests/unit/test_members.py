@@ -44,6 +44,7 @@ epochs = 4
 [[members]]
 name = "robust"
 network = {{ width = 4, hidden = 16 }}
+apart = 0.1
 train = {{ radius = 0.1, rate = 5e-3, phases = [{{ objective = "pgd", epochs = 4, steps = 2 }}] }}
 [[stages]]
 kind = "denoiser"

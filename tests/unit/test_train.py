@@ -21,6 +21,7 @@ from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import NetworkSpec, make_network
 from firewall.train.objectives import (
     AdversarialTraining,
+    Apart,
     GaussianNoise,
     Inner,
     IntervalBound,
@@ -185,6 +186,35 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path: Path) -> 
         assert torch.equal(value, again.state_dict()[key]), key
     lines = (tmp_path / "b" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+    # All is in the checkpoint: a log that is gone comes back.
+    (tmp_path / "b" / "log.jsonl").unlink()
+    fit_network(again, digits(TRAIN), digits(SELECTION), schedule(), tmp_path / "b", seed=3)
+    assert (tmp_path / "b" / "log.jsonl").read_text().splitlines() == lines
+
+
+def test_a_network_kept_apart_has_gradients_of_its_own(tmp_path: Path) -> None:
+    def fitted(name: str, seed: int, objective: Objective) -> Any:
+        net = network(seed)
+        plan = schedule(phases=(Phase(objective, 10),), gamma=0.0)
+        fit_network(net, digits(TRAIN), digits(SELECTION), plan, tmp_path / name, seed=seed)
+        return lambda x: net(x).logits
+
+    first = fitted("first", 0, Standard())
+    alike = fitted("alike", 1, Standard())
+    apart = fitted("apart", 1, Apart(Standard(), (first,), 1.0))
+    x, y = digits(slice(1200, 1400)).batch(torch.arange(200), torch.device("cpu"))
+
+    def gradient(model: Any) -> Tensor:
+        point = x.clone().requires_grad_(True)
+        (found,) = torch.autograd.grad(F.cross_entropy(model(point), y, reduction="sum"), point)
+        return found.flatten(1)
+
+    likeness = [
+        float(F.cosine_similarity(gradient(first), gradient(one), eps=1e-20).mean())
+        for one in (alike, apart)
+    ]
+    assert likeness[1] < likeness[0] - 0.15
+    assert float((apart(x).argmax(1) == y).float().mean()) > 0.8
 
 
 def test_adversarial_training_makes_robust(tmp_path: Path) -> None:
