@@ -313,7 +313,7 @@ class Apart:
             return loss
         point = x.detach().requires_grad_(True)
         logits = model(point)
-        # Where it is wrong, its gradient says nothing yet; and to be wrong is the easiest way apart.
+        # Where it is wrong its gradient says nothing yet; and to be wrong is an easy way apart.
         right = (logits.argmax(dim=1) == y).float()
         cross = F.cross_entropy(logits, y, reduction="sum")
         (mine,) = torch.autograd.grad(cross, point, create_graph=True)
