@@ -72,6 +72,9 @@ class Victim(Protocol):
     def judge(self, x: Tensor) -> Judged:
         """What a server does."""
 
+    def representable(self, x: Tensor, around: Tensor) -> Tensor:
+        """Images that can be sent, each value between `x` and the clean image `around`."""
+
     def leads(self, x: Tensor, radius: float) -> npt.NDArray[np.float32] | None:
         """[N]: least lead of the classifier's class within an L-infinity radius.
 
@@ -111,6 +114,10 @@ class BareVictim:
             statistics=np.empty((rows, 0)),
         )
 
+    def representable(self, x: Tensor, around: Tensor) -> Tensor:
+        """Every float can be."""
+        return x
+
     def leads(self, x: Tensor, radius: float) -> None:
         """Nothing is known of its layers."""
         return None
@@ -125,6 +132,8 @@ class GuardedVictim:
         live: LiveGuard,
         cascade: Cascade,
         to_wire: Callable[[Tensor], npt.NDArray[np.generic]],
+        *,
+        eight_bit: bool = False,
     ) -> None:
         """Bind the parts of one guard.
 
@@ -133,8 +142,10 @@ class GuardedVictim:
             live: the same, deciding.
             cascade: the decision rule that `live` uses.
             to_wire: image batch to what a client sends.
+            eight_bit: whether that is whole numbers from 0 to 255.
 
         """
+        self._eight_bit = eight_bit
         self._live = live
         self._to_wire = to_wire
         self.guard: GuardParts | None = GuardParts(served, live.calibration, cascade)
@@ -166,6 +177,17 @@ class GuardedVictim:
             p_values=np.array([0.0 if d.p_value is None else d.p_value for d in answer.decisions]),
             statistics=statistics.astype(np.float64),
         )
+
+    def representable(self, x: Tensor, around: Tensor) -> Tensor:
+        """Where eight bits are sent, rounded towards the clean image: rounded to the nearest, what
+        is within a radius would be beyond it.
+        """
+        if not self._eight_bit:
+            return x
+        clean = torch.round(255 * around)
+        # A hair more, so that what is whole but for rounding stays what it is.
+        moved = torch.trunc((255 * x - clean) * (1 + 1e-5))
+        return (clean + moved) / 255
 
     def leads(self, x: Tensor, radius: float) -> npt.NDArray[np.float32] | None:
         """As the server certifies."""

@@ -102,6 +102,7 @@ class BundleTarget:
             live,
             calibration.cascade(rate),
             lambda x: np.ascontiguousarray(wire.back(x).numpy()),
+            eight_bit=manifest.input.datatype == "UINT8",
         )
 
 

@@ -123,7 +123,8 @@ class EvaluationWorker:
         if not entry.bounded:
             return forged.x.clamp(0.0, 1.0)
         norm: Norm = self.setting.norm
-        return (x + norm.project(forged.x - x, self._request.radius)).clamp(0.0, 1.0)
+        inside = (x + norm.project(forged.x - x, self._request.radius)).clamp(0.0, 1.0)
+        return self._victim.representable(inside, x)
 
     def _judged(self, x: Tensor, y: Tensor) -> Columns:
         judged = self._victim.judge(x)

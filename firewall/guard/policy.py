@@ -58,8 +58,9 @@ class Policy(BaseModel):
     #: into is too, and they are within 2 r of each other, then both have one class. It speaks of
     #: what is screened: `sample` and `exclusions` let rows pass without.
     certified_radius: float | None = Field(default=None, gt=0, lt=1)
-    #: Whether `Certify` is answered: a radius is a distance, which an attacker can follow.
-    certify: bool = True
+    #: Whether `Certify` is answered: a radius is a distance, which an attacker can follow. When
+    #: left out, where `outputs` are in full: those tell as much.
+    certify: bool | None = None
     #: What a stage that fails means for its row.
     on_fault: Literal["reject", "accept"] = "reject"
     #: `diagnostics` answers statistics and p-values, which are what an attacker optimises against.
@@ -102,6 +103,11 @@ class Policy(BaseModel):
             raise ConfigError(
                 f"policy, key {key!r}: {first['msg']}, got {first['input']!r}"
             ) from error
+
+    @property
+    def certificates(self) -> bool:
+        """Whether `Certify` is answered."""
+        return self.outputs == "full" if self.certify is None else self.certify
 
     @property
     def digest(self) -> str:

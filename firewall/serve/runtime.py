@@ -205,7 +205,7 @@ class ServedModel:
                 does not smooth; or the policy says so.
 
         """
-        if not self.guard.policy.certify or (not self._bounds and self._smoothing is None):
+        if not self.guard.policy.certificates or (not self._bounds and self._smoothing is None):
             raise Unsupported(f"model {self.name!r} issues no certificates")
 
     def certify(self, wire: npt.NDArray[Any], call: Call) -> Certified:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +18,16 @@ from firewall.attack.gradient import GradientAttack, fgsm, pgd
 from firewall.attack.losses import aimed_dlr, aimed_margin, cross_entropy, dlr, margin
 from firewall.attack.norms import L2, Linf, Norm
 from firewall.attack.served_guard import ServedGuard
-from firewall.bundle.store import Bundle
+from firewall.bundle.signing import Signer
+from firewall.bundle.store import Bundle, open_bundle
+from firewall.evaluation.target import BundleTarget
 from firewall.guard.calibration import Calibration
 from firewall.guard.policy import Policy
+from firewall.guard.spec import InputSpec
 from firewall.guard.verdict import Verdict
 from firewall.serve.runtime import load_guard
 from firewall.testing import images
-from tests.support.tiny import INPUT
+from tests.support.tiny import INPUT, build_tiny
 
 Attack = Callable[..., Tensor]
 NORMS: tuple[Norm, ...] = (Linf(), L2())
@@ -201,6 +205,25 @@ def test_the_adaptive_attacker_passes_where_the_oblivious_one_is_refused(
     assert Linf().size(found - x).max() <= radius + 1e-5
     assert through(found).mean() > oblivious.mean()
     assert through(found).mean() > 0.5
+
+
+def test_what_is_sent_in_eight_bits_stays_within_the_radius(
+    tiny: Bundle, signer: Signer, tmp_path: Path
+) -> None:
+    spec = InputSpec(channels=3, height=32, width=32, datatype="UINT8", high=255)
+    path = build_tiny(tmp_path / "bytes", signer, input_spec=spec)
+    sent = BundleTarget(open_bundle(path, {signer.public})).victim(0.05)
+    clean = (images(4, seed=1) * 255).round() / 255
+    radius = 6.6 / 255
+    moved = (clean + radius * torch.sign(torch.randn(clean.shape))).clamp(0, 1)
+    found = sent.representable(moved, clean)
+    steps = 255 * (found - clean)
+    assert torch.allclose(steps, steps.round(), atol=1e-3)
+    # Six steps of 1/255, not seven; and whole ones stay what they are.
+    assert steps.abs().max().round() == 6
+    assert torch.equal(sent.representable(found, clean), found)
+    floats = BundleTarget(tiny).victim(0.05)
+    assert torch.equal(floats.representable(moved, clean), moved)
 
 
 def test_the_adaptive_attacker_knows_what_each_class_lets_through(tiny: Bundle) -> None:

@@ -19,6 +19,15 @@ def test_defaults_refuse_one_in_a_hundred_and_disclose_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "answers"),
+    [("", True), ('outputs = "label"', False), ('outputs = "rounded"', False),
+     ('outputs = "label"\ncertify = true', True), ("certify = false", False)],
+)  # fmt: skip
+def test_certificates_are_as_loud_as_the_outputs(text: str, answers: bool) -> None:
+    assert Policy.parse(text).certificates is answers
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ('mode = "block"', ["mode", "block"]),
