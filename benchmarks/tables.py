@@ -156,6 +156,38 @@ def recipe_runs() -> list[str]:
     return rows
 
 
+def class_promise() -> list[str]:
+    rows = [
+        "| rate | promised to | refused, of all clean images | of the class that is refused least | "
+        "most |",
+        "|---|---|---|---|---|",
+    ]
+    for rate, promises in result("class-promise")["rates"].items():
+        for promise, found in promises.items():
+            classes = found["by_class"].values()
+            rows.append(
+                f"| {percent(float(rate))} | {'all together' if promise == 'overall' else 'each'} | "
+                f"{percent(found['overall'])} | {percent(min(classes))} | {percent(max(classes))} |"
+            )
+    return rows
+
+
+def time_to_robustness() -> list[str]:
+    found = result("time-to-robustness")
+    rows = [
+        f"| trainer | seconds to {percent(found['aim'])} | best seen | after seconds of training |",
+        "|---|---|---|---|",
+    ]
+    for name, run in found["trainers"].items():
+        best = max(run["curve"], key=lambda point: point["robust_accuracy"])
+        reached = run["seconds"]
+        rows.append(
+            f"| {name} | {'not reached' if reached is None else f'{reached:.0f}'} | "
+            f"{percent(best['robust_accuracy'])} | {best['seconds']:.0f} |"
+        )
+    return rows
+
+
 def recipe_detection() -> list[str]:
     names = [
         name
@@ -193,6 +225,8 @@ TABLES = {
     "attack-speed": speed,
     "one-forgery": one_forgery,
     "recipes": recipe_runs,
+    "class-promise": class_promise,
+    "time-to-robustness": time_to_robustness,
     "recipe-detection": recipe_detection,
 }
 
