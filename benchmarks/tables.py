@@ -127,7 +127,13 @@ def one_forgery() -> list[str]:
     return rows
 
 
-RECIPES = ("digits-smoke", "fashion-quick", "fashion-strong", "fashion-certified")
+RECIPES = (
+    "digits-smoke",
+    "digits-ensemble",
+    "fashion-quick",
+    "fashion-strong",
+    "fashion-certified",
+)
 
 
 def recipe_runs() -> list[str]:
@@ -158,16 +164,17 @@ def recipe_runs() -> list[str]:
 
 def class_promise() -> list[str]:
     rows = [
-        "| rate | promised to | refused, of all clean images | of the class that is refused least | "
-        "most |",
+        "| rate | promised to | refused, of all clean images | of the class that is refused "
+        "least | most |",
         "|---|---|---|---|---|",
     ]
     for rate, promises in result("class-promise")["rates"].items():
         for promise, found in promises.items():
             classes = found["by_class"].values()
+            whom = "all together" if promise == "overall" else "each class"
             rows.append(
-                f"| {percent(float(rate))} | {'all together' if promise == 'overall' else 'each'} | "
-                f"{percent(found['overall'])} | {percent(min(classes))} | {percent(max(classes))} |"
+                f"| {percent(float(rate))} | {whom} | {percent(found['overall'])} | "
+                f"{percent(min(classes))} | {percent(max(classes))} |"
             )
     return rows
 

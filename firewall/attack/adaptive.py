@@ -63,7 +63,7 @@ class Evasion:
             count, columns = len(cascade.names), part.shape[1]
             totals = cascade.score_ceilings
         # A little below: a p-value on the threshold is caught.
-        least_p = np.exp(-0.95 * totals / max(count, 1))
+        least_p = cascade.equal_p(0.95 * totals, count)
         ceilings = np.quantile(part[:, :columns], 1.0 - np.minimum(1.0, least_p), axis=0)
         scales = np.maximum(part[:, :columns].std(axis=0), 1e-6)
         return cls(

@@ -1,7 +1,7 @@
 """Conformal calibration of a guard's statistics.
 
 Clean calibration data comes in two parts. Part A gives each detector a reference distribution, by
-which any statistic becomes a p-value; the p-values of a tier are combined by Fisher's sum, and the
+which any statistic becomes a p-value; the p-values of a tier are combined into one number, and the
 two tiers by a cascade. Whatever that combination is, it is one number a row, computed without part
 B; so its rank among the rows of part B is a p-value that is valid in finite samples for any row
 that is exchangeable with them (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World",
@@ -22,7 +22,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,12 @@ from firewall.errors import BundleMalformed, CalibrationError, SampleTooSmall
 Doubles = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
 Classes = npt.NDArray[np.int64]
+
+#: How p-values become one number. `fisher`: -sum(log p), for many detectors that each see a little
+#: (Fisher 1925). `harmonic`: -log of their harmonic mean, for one that sees all of it among others
+#: that see nothing (Wilson 2019, doi 10.1073/pnas.1814092116): in a sum the others drown it, since
+#: a p-value cannot be less than one over the calibration rows. Either is calibrated again.
+Combination = Literal["fisher", "harmonic"]
 
 
 def least_sample(rate: float) -> int:
@@ -60,6 +66,7 @@ class Calibration:
         guard_model: names of the detectors that ask a network of the guard's own.
         said_a: [nA] classes that the classifier names for part A, where the promise is by class.
         said_b: [nB], of part B.
+        combination: of p-values.
 
     """
 
@@ -71,9 +78,12 @@ class Calibration:
     guard_model: tuple[str, ...] = ()
     said_a: Classes | None = None
     said_b: Classes | None = None
+    combination: Combination = "fisher"
 
     def __post_init__(self) -> None:
         width = len(self.detectors)
+        if self.combination not in ("fisher", "harmonic"):
+            raise CalibrationError(f"combination: {self.combination!r} is unknown")
         if not 0 <= self.cheap <= width:
             raise CalibrationError(f"cheap: {self.cheap} of {width} detectors")
         if not 0 < self.escalation <= 1:
@@ -103,6 +113,7 @@ class Calibration:
             "detectors": list(self.detectors),
             "cheap": self.cheap,
             "escalation": self.escalation,
+            "combination": self.combination,
             "guard_model": list(self.guard_model),
             "part_a": self.part_a.tolist(),
             "part_b": self.part_b.tolist(),
@@ -130,6 +141,7 @@ class Calibration:
                 guard_model=tuple(str(name) for name in body.get("guard_model", ())),
                 said_a=_classes(body.get("said_a")),
                 said_b=_classes(body.get("said_b")),
+                combination=body.get("combination", "fisher"),
             )
         except (
             KeyError,
@@ -219,6 +231,7 @@ class Cascade:
         self.names = tuple(calibration.detectors[column] for column in columns)
         self.rate = rate
         self._cheap_width = calibration.cheap
+        self._combination = calibration.combination
         self._reference = np.sort(calibration.part_a, axis=0)
         #: False when every active detector is cheap.
         self.has_expensive = len(self._all) > len(self._cheap)
@@ -254,7 +267,7 @@ class Cascade:
 
     @property
     def score_ceilings(self) -> Doubles:
-        """Fisher's sum over all active detectors below which an escalated row is accepted, by the
+        """Combination of all active detectors below which an escalated row is accepted, by the
         class that the classifier names; the last entry stands for all classes beyond.
         """
         ceilings: Doubles = np.array([self._ceiling(scores) for scores in self._scores])
@@ -265,8 +278,8 @@ class Cascade:
         return float(scores[-rank]) - 1.0 if rank else math.inf
 
     def doubt(self, cheap: npt.NDArray[np.floating]) -> Doubles:
-        """[N, Dc] cheap statistics to [N]: Fisher's -sum(log p) over the active ones."""
-        return self._fisher(cheap, self._cheap)
+        """[N, Dc] cheap statistics to [N]: the combination of the active ones, 0 or more."""
+        return self._combined(cheap, self._cheap)
 
     def escalates(self, doubt: Doubles) -> Booleans:
         """Which rows go on to the expensive tier."""
@@ -291,7 +304,7 @@ class Cascade:
         """
         scores = doubt / (1.0 + doubt)
         if escalated.any():
-            scores[escalated] = 1.0 + self._fisher(statistics, self._all)
+            scores[escalated] = 1.0 + self._combined(statistics, self._all)
         return scores
 
     def p_values(self, scores: Doubles, said: npt.NDArray[np.integer]) -> Doubles:
@@ -330,9 +343,19 @@ class Cascade:
         """Columns of the active detectors among the first `width`."""
         return [column for column in self._all if column < width]
 
-    def _fisher(self, statistics: npt.NDArray[np.floating], columns: Sequence[int]) -> Doubles:
+    def equal_p(self, totals: Doubles, count: int) -> Doubles:
+        """The p-value that each of `count` detectors may have for them to combine to a total."""
+        each = totals / max(count, 1) if self._combination == "fisher" else totals
+        p: Doubles = np.exp(-each)
+        return p
+
+    def _combined(self, statistics: npt.NDArray[np.floating], columns: Sequence[int]) -> Doubles:
         if not columns:
             return np.zeros(len(statistics))
         p = self.detector_p_values(statistics)[:, list(columns)]
-        total: Doubles = -np.log(p).sum(axis=1)
+        total: Doubles = (
+            -np.log(p).sum(axis=1)
+            if self._combination == "fisher"
+            else np.log(np.mean(1.0 / p, axis=1))
+        )
         return total

@@ -72,6 +72,23 @@ class Fittable(Protocol):
 RowLoss = Callable[[Tensor], Tensor]
 
 
+class Forge(Protocol):
+    """An attacker who knows whatever a loss knows."""
+
+    def __call__(
+        self, x: Tensor, loss: RowLoss, share: float, norm: Literal["linf", "l2"] = "linf"
+    ) -> Tensor:
+        """Images near others at which a loss is high.
+
+        Args:
+            x: [N, C, H, W] in [0, 1].
+            loss: of them, a value a row.
+            share: of the radius. Of L2, the radius is that of the L-infinity ball's corners.
+            norm: of the ball.
+
+        """
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What a stage that learns from forgeries may use, all of it on training data.
@@ -82,8 +99,7 @@ class Lesson:
         radius: L-infinity, of the attacker that the guard is meant for.
         look: images [N, C, H, W] to evidence about them (raw, logits and features of `RAW`), with
             gradients: the classifier behind the guard.
-        forge: images [N, C, H, W], a loss of them, and a share of the radius to images within it at
-            which the loss is high: an attacker who knows whatever the loss knows.
+        forge: the attacker.
 
     """
 
@@ -91,7 +107,7 @@ class Lesson:
     label: Tensor
     radius: float
     look: Callable[[Tensor], Evidence]
-    forge: Callable[[Tensor, RowLoss, float], Tensor]
+    forge: Forge
 
 
 @runtime_checkable

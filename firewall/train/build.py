@@ -21,7 +21,7 @@ from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, Threa
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import write_bundle
 from firewall.guard.assemble import assemble
-from firewall.guard.calibration import Calibration
+from firewall.guard.calibration import Calibration, Combination
 from firewall.guard.classifier import Classifier
 from firewall.guard.compile import compile_denoised, compile_embedded
 from firewall.guard.compiled import CompiledGuard
@@ -98,6 +98,7 @@ def build(
     members: Mapping[str, nn.Module] | None = None,
     smoothing: SmoothingSpec | None = None,
     by_class: bool = False,
+    combination: Combination = "fisher",
     progress: Progress = lambda step: None,
 ) -> str:
     """Make a bundle; returns its digest.
@@ -118,6 +119,7 @@ def build(
         smoothing: of certificates by randomised smoothing; None is none.
         by_class: whether the false-positive rate is promised to each class that the classifier
             names, where calibration has enough of it.
+        combination: of the detectors' p-values.
         progress: told each step.
 
     Raises:
@@ -159,6 +161,7 @@ def build(
         said_a=_said(compiled, part_a) if by_class else None,
         said_b=_said(compiled, part_b) if by_class else None,
         escalation=escalation,
+        combination=combination,
         guard_model=tuple(
             name for name, stage in guard.detectors.items() if isinstance(stage, Adopter)
         ),

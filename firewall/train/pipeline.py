@@ -55,8 +55,6 @@ from firewall.train.sources import (
 )
 from firewall.train.steps import Steps, digest, write_json
 
-#: Training images by which stages are fitted.
-_FIT_ROWS = 2000
 #: Images on which the evaluation's attacker trains networks of its own.
 _SURROGATE_ROWS = 3000
 
@@ -318,7 +316,7 @@ def _draft(
     signer = Signer.generate()
     calibration, train = parts["calibration"], parts["train"]
     half = len(calibration) // 2
-    rows = np.random.default_rng(recipe.seed).permutation(len(train))[:_FIT_ROWS]
+    rows = np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.guard.fit]
     held_out = _wire(parts["selection"])
     place = folder / "bundle"
     if place.exists():
@@ -359,6 +357,7 @@ def _draft(
         members={name: _Logits(one) for name, one in members.items()},
         smoothing=recipe.smoothing,
         by_class=recipe.guard.promise == "class",
+        combination=recipe.guard.combination,
         signer=signer,
         registry=registry,
         progress=progress,

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from firewall.attack.suite import SUITES
 from firewall.errors import ConfigError, FirewallError
+from firewall.guard.calibration import Combination
 from firewall.guard.spec import NAME_PATTERN, GuardSpec, Spec, StageSpec
 from firewall.stages import Adopter
 from firewall.stages.registry import Registry
@@ -144,6 +145,11 @@ class GuardSettings(Spec):
     false_positive_rate: float = Field(default=0.01, gt=0, lt=0.5)
     #: To whom: all clean images together, or those of each class that the classifier names.
     promise: Literal["overall", "class"] = "overall"
+    #: Of the detectors' p-values: `fisher` adds up many that each see a little, `harmonic` hears
+    #: one that sees all of it.
+    combination: Combination = "fisher"
+    #: Training images from which stages learn.
+    fit: int = Field(default=2000, ge=1)
 
 
 class EvaluateSpec(Spec):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firewall.errors import BundleMalformed, CalibrationError, SampleTooSmall
-from firewall.guard.calibration import Calibration, Cascade, least_sample
+from firewall.guard.calibration import Calibration, Cascade, Combination, least_sample
 
 NAMES = ("a", "b", "c", "d")
 
@@ -35,7 +35,10 @@ def p_values(
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1])
 @pytest.mark.parametrize("active", [None, frozenset({"a", "c"}), frozenset({"b"})])
-def test_the_rate_that_was_promised_is_kept(rate: float, active: frozenset[str] | None) -> None:
+@pytest.mark.parametrize("combination", ["fisher", "harmonic"])
+def test_the_rate_that_was_promised_is_kept(
+    rate: float, active: frozenset[str] | None, combination: Combination
+) -> None:
     """Over draws of calibration and test data, the mean of rejections is at most the rate.
 
     Exactly floor(rate * (n + 1)) / (n + 1) for continuous scores; the tolerance is five standard
@@ -44,12 +47,31 @@ def test_the_rate_that_was_promised_is_kept(rate: float, active: frozenset[str] 
     rates = []
     for seed in range(200):
         rng = np.random.default_rng(1000 + seed)
-        one = Calibration(NAMES, 2, clean(150, rng), clean(150, rng), 0.3)
+        one = Calibration(NAMES, 2, clean(150, rng), clean(150, rng), 0.3, combination=combination)
         rates.append((p_values(one.cascade(rate, active), clean(400, rng)) <= rate).mean())
     error = np.std(rates) / np.sqrt(len(rates))
     assert np.mean(rates) <= rate + 5 * error
     # And it is used, not only kept: ties of part A's ranks cost a little.
     assert np.mean(rates) >= 0.4 * np.floor(rate * 151) / 151
+
+
+def test_one_detector_that_is_certain_is_heard_among_many_that_see_nothing() -> None:
+    rng = np.random.default_rng(0)
+    a, b, rows = (rng.standard_normal((size, 8)) for size in (1500, 1500, 500))
+    # Beyond all that it ever says of clean rows.
+    rows[:, 0] = 100.0
+    caught = {}
+    for combination in ("fisher", "harmonic"):
+        names = tuple(f"d{n}" for n in range(8))
+        one = Calibration(names, 0, a, b, 1.0, combination=combination)
+        cascade = one.cascade(0.01)
+        doubt = cascade.doubt(rows[:, :0])
+        scores = cascade.scores(doubt, cascade.escalates(doubt), rows)
+        p = cascade.p_values(scores, np.zeros(len(rows), np.int64))
+        caught[combination] = (p <= 0.01).mean()
+        assert (scores >= 0).all()
+    assert caught["harmonic"] == 1.0
+    assert caught["fisher"] < 0.7
 
 
 def test_a_suspicious_row_gets_the_least_p_value() -> None:
@@ -200,3 +222,9 @@ def test_classes_that_do_not_fit_are_refused(said: np.ndarray) -> None:
         dataclasses.replace(calibration(), said_a=said, said_b=said)
     with pytest.raises(CalibrationError, match="one is missing"):
         dataclasses.replace(calibration(), said_a=np.zeros(150, np.int64))
+
+
+def test_an_unknown_combination_is_refused() -> None:
+    body = calibration().to_json().replace(b'"fisher"', b'"guess"')
+    with pytest.raises(BundleMalformed, match="combination: 'guess' is unknown"):
+        Calibration.from_json(body)
