@@ -46,4 +46,5 @@ def forger(radius: float, steps: int) -> Forge:
 
 def _length(x: Tensor) -> Tensor:
     """[N, 1, 1, 1]: L2 norm of each row."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(1e-12)
+    return length.view(-1, 1, 1, 1)

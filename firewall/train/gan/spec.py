@@ -1,0 +1,65 @@
+"""`[augment]` of a recipe: the generator, how it learns, and how its images join the mix."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from firewall.guard.spec import Spec
+from firewall.train.gan.augment import Augmentation
+from firewall.train.gan.losses import LossName
+from firewall.train.gan.normalisation import Normalisation
+
+
+class GanSpec(Spec):
+    """A conditional image GAN."""
+
+    #: What the players minimise; `firewall/train/gan/losses.py` says when to take which.
+    loss: LossName = "non-saturating"
+    #: Of real labels, one-sided: for `non-saturating`, `minimax` and `least-squares`, where D
+    #: becomes sure of itself.
+    smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    #: Steps of the generator.
+    steps: int = Field(default=20_000, ge=1, le=10_000_000)
+    #: Images of a step.
+    batch: int = Field(default=64, ge=4, le=65_536)
+    #: Steps of D for each of G: more where D must stay near its optimum; dearer.
+    ratio: int = Field(default=1, ge=1, le=100)
+    #: Learning rates; D's may be larger (Heusel et al. 2017, arXiv:1706.08500).
+    rate: float = Field(default=2e-4, gt=0, le=1)
+    rate_discriminator: float = Field(default=2e-4, gt=0, le=1)
+    #: Of Adam; its first one is 0.
+    beta: float = Field(default=0.99, ge=0, lt=1)
+    #: Length of a code.
+    latent: int = Field(default=64, ge=1, le=4096)
+    #: Channels of the outermost layers.
+    width: int = Field(default=32, ge=4, le=1024)
+    width_discriminator: int = Field(default=32, ge=4, le=1024)
+    #: `batch`; `virtual` where rows must not depend on each other; `none`.
+    norm: Normalisation = "batch"
+    #: `spectral`, or `none` with `r1`.
+    norm_discriminator: Normalisation = "none"
+    #: Weight of D's squared gradient on real images: the surest way to a calm game. 0 is without.
+    r1: float = Field(default=1.0, ge=0, le=1e4)
+    #: The same on generated images; for `relativistic`.
+    r2: float = Field(default=0.0, ge=0, le=1e4)
+    #: Both are computed each so many steps of D, and weigh as much more (Karras et al. 2020).
+    lazy: int = Field(default=16, ge=1, le=1000)
+    #: In both players' steps: for data of few images.
+    augment: tuple[Augmentation, ...] = ()
+    #: Half-life of the averaged generator, in images: that one is kept.
+    average: float = Field(default=20_000, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.norm == "spectral":
+            raise ValueError("norm 'spectral' is for the discriminator; use norm_discriminator")
+        if self.smoothing and self.loss in ("hinge", "relativistic"):
+            raise ValueError(f"smoothing {self.smoothing:g}; {self.loss!r} has no labels")
+        if (self.r1 or self.r2) and self.norm_discriminator in ("batch", "virtual"):
+            raise ValueError(
+                f"r1, r2: a gradient penalty is about each row alone, norm_discriminator "
+                f"{self.norm_discriminator!r} mixes them"
+            )
+        return self

@@ -1,0 +1,387 @@
+"""Games, networks and scores of generators."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from firewall.errors import TrainingError
+from firewall.train.fit_network import Images
+from firewall.train.gan.augment import diff_augment
+from firewall.train.gan.fit_gan import collapsed, fit_gan, saturated
+from firewall.train.gan.latent import arithmetic, direction, interpolate
+from firewall.train.gan.losses import LossName, gan_loss, gradient_penalty
+from firewall.train.gan.networks import DiscriminativeNetwork, GenerativeNetwork
+from firewall.train.gan.normalisation import VirtualBatchNorm, forget, refer
+from firewall.train.gan.pool import ImagePool
+from firewall.train.gan.privacy import by_distance, copies, membership
+from firewall.train.gan.scores import (
+    coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+)
+from firewall.train.gan.spec import GanSpec
+from firewall.train.gan.translation_networks import (
+    PatchDiscriminator,
+    ResidualTranslator,
+    UNet,
+)
+
+LOSSES: tuple[LossName, ...] = (
+    "non-saturating", "minimax", "hinge", "least-squares", "relativistic",
+)  # fmt: skip
+REAL, MADE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
+
+
+def soft(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "discriminator", "generator"),
+    [
+        ("non-saturating",
+         (soft(-2) + soft(1)) / 2 + (soft(0.5) + soft(-3)) / 2, (soft(-0.5) + soft(3)) / 2),
+        ("minimax",
+         (soft(-2) + soft(1)) / 2 + (soft(0.5) + soft(-3)) / 2, -(soft(0.5) + soft(-3)) / 2),
+        ("hinge", (0 + 2) / 2 + (1.5 + 0) / 2, -(0.5 - 3) / 2),
+        ("least-squares", 0.5 * (1 + 4) / 2 + 0.5 * (0.25 + 9) / 2, 0.5 * (0.25 + 16) / 2),
+        ("relativistic", (soft(-1.5) + soft(-2)) / 2, (soft(1.5) + soft(2)) / 2),
+    ],
+)  # fmt: skip
+def test_a_game_is_its_definition(name: LossName, discriminator: float, generator: float) -> None:
+    game = gan_loss(name)
+    assert float(game.discriminator(REAL, MADE)) == pytest.approx(discriminator, rel=1e-5)
+    assert float(game.generator(REAL, MADE)) == pytest.approx(generator, rel=1e-5)
+
+
+def test_minimax_saturates_where_the_discriminator_is_sure() -> None:
+    slopes = {}
+    for name in ("minimax", "non-saturating"):
+        logit = torch.tensor([-8.0], requires_grad=True)
+        gan_loss(name).generator(REAL[:1], logit).backward()
+        assert logit.grad is not None
+        slopes[name] = float(logit.grad.abs())
+    assert slopes["minimax"] < 1e-3
+    assert slopes["non-saturating"] > 0.99
+
+
+def test_labels_are_smoothed_on_one_side() -> None:
+    """The best logit of a real image is that of 0.9; generated ones are no better than before."""
+    game = gan_loss("non-saturating", 0.1)
+    logits = torch.linspace(-5, 5, 2001)
+    losses = [float(game.discriminator(one[None], torch.tensor([-20.0]))) for one in logits]
+    assert float(logits[int(np.argmin(losses))]) == pytest.approx(math.log(9), abs=0.01)
+
+
+def test_a_gradient_penalty_is_the_squared_slope() -> None:
+    x = torch.rand(3, 1, 4, 4, requires_grad=True)
+    weight = torch.randn(1, 1, 4, 4)
+    logits = (weight * x).sum(dim=(1, 2, 3))
+    assert float(gradient_penalty(logits, x)) == pytest.approx(
+        float(weight.square().sum()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 40, 64), (3, 128, 128)])
+@pytest.mark.parametrize("norm", ["batch", "virtual", "none"])
+def test_players_of_every_size(shape: tuple[int, int, int], norm: str) -> None:
+    made = GenerativeNetwork(shape, 3, latent=8, width=4, norm=norm)  # type: ignore[arg-type]
+    kind = "spectral" if norm == "none" else norm
+    judge = DiscriminativeNetwork(shape, 3, width=4, norm=kind)  # type: ignore[arg-type]
+    code, label = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+    refer(made, code, label)
+    x = made(code, label)
+    assert x.shape == (4, *shape)
+    assert 0 <= float(x.detach().min()) <= float(x.detach().max()) <= 1
+    refer(judge, x.detach(), label)
+    logits = judge(x, label)
+    assert logits.shape == (4,)
+    logits.sum().backward()
+    assert all(one.grad is not None for one in made.parameters())
+
+
+def test_the_class_counts_for_both_players() -> None:
+    torch.manual_seed(0)
+    made, judge = GenerativeNetwork((1, 28, 28), 2, width=4), DiscriminativeNetwork((1, 28, 28), 2)
+    with torch.no_grad():
+        for one in made.modules():
+            if isinstance(one, nn.Embedding):
+                one.weight.add_(torch.randn_like(one.weight))
+        code, x = torch.randn(1, 64).expand(2, -1), torch.rand(1, 1, 28, 28).expand(2, -1, -1, -1)
+        first, second = made.eval()(code, torch.tensor([0, 1]))
+        assert (first - second).abs().max() > 1e-3
+        a, b = judge.eval()(x, torch.tensor([0, 1]))
+        assert abs(float(a - b)) > 1e-4
+
+
+def test_virtual_batch_norm_leaves_rows_alone() -> None:
+    torch.manual_seed(0)
+    layer = VirtualBatchNorm(3, reference_rows=16)
+    network = nn.Sequential(layer)
+    refer(network, 5 + 2 * torch.randn(16, 3, 4, 4))
+    x = 5 + 2 * torch.randn(8, 3, 4, 4)
+    whole, alone = network(x), torch.cat([network(row[None]) for row in x])
+    assert torch.allclose(whole, alone, atol=1e-6)
+    # About standard: the reference had these moments.
+    assert abs(float(whole.mean())) < 0.2
+    assert float(whole.std()) == pytest.approx(1.0, abs=0.2)
+    forget(network)
+    network.eval()
+    assert torch.allclose(network(x), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["translation", "cutout", "brightness"])
+def test_augmentation_passes_gradients_and_repeats_itself(kind: str) -> None:
+    x = torch.rand(6, 1, 28, 28, requires_grad=True)
+    once, again = (
+        diff_augment(x, (kind,), torch.Generator().manual_seed(3))  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    assert once.shape == x.shape
+    assert torch.equal(once, again)
+    assert (once != x).any()
+    (gradient,) = torch.autograd.grad(once.sum(), x)
+    assert float(gradient.sum()) > 0
+
+
+def stripes(rows: int, seed: int = 0) -> Images:
+    """Class 0: horizontal stripes; class 1: vertical ones; of random width and brightness."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((rows, 1, 28, 28), np.uint8)
+    y = rng.integers(0, 2, rows)
+    for row in range(rows):
+        line = ((np.arange(28) + rng.integers(8)) // 4 % 2) * rng.integers(120, 256)
+        x[row, 0] = line[:, None] if y[row] == 0 else line[None, :]
+    return Images(torch.from_numpy(x), torch.from_numpy(y))
+
+
+SMALL = GanSpec(steps=30, batch=16, latent=8, width=4, width_discriminator=4, average=200)
+
+
+def test_a_killed_game_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firewall.train.gan.fit_gan.KEPT", 10)
+    monkeypatch.setattr("firewall.train.gan.fit_gan.LOGGED", 5)
+    spec = SMALL.model_copy(update={"augment": ("translation", "cutout"), "norm": "virtual"})
+    whole = fit_gan(stripes(64), 2, spec, tmp_path / "a", seed=1)
+
+    class Killed(Exception):
+        pass
+
+    def dies(line: str) -> None:
+        if "step 20" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit_gan(stripes(64), 2, spec, tmp_path / "b", seed=1, progress=dies)
+    told: list[str] = []
+    again = fit_gan(stripes(64), 2, spec, tmp_path / "b", seed=1, progress=told.append)
+    assert told[0] == "generator: going on after step 20 of 30"
+    for key, value in whole.generator.state_dict().items():
+        assert torch.equal(value, again.generator.state_dict()[key]), key
+    assert whole.log == again.log
+    lines = (tmp_path / "b" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
+    assert {"real", "generated", "gradient_generator", "gradient_discriminator"} <= whole.log[
+        0
+    ].keys()
+    assert (tmp_path / "a" / "samples-0000030.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_game_is_played(loss: LossName, tmp_path: Path) -> None:
+    spec = SMALL.model_copy(update={"loss": loss, "steps": 4, "ratio": 2, "r2": 0.5, "lazy": 2})
+    done = fit_gan(stripes(32), 2, spec, tmp_path, seed=0)
+    figures = {name: value for name, value in done.log[-1].items() if name != "alarm"}
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_it_learns_what_classes_look_like(tmp_path: Path) -> None:
+    """After a short game, horizontal ones vary along columns and vertical ones along rows."""
+    spec = GanSpec(steps=250, batch=32, latent=8, width=8, width_discriminator=8, average=2000,
+                   rate=1e-3, rate_discriminator=1e-3)  # fmt: skip
+    done = fit_gan(stripes(256), 2, spec, tmp_path, seed=0)
+    code = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    for label, sign in ((0, 1.0), (1, -1.0)):
+        with torch.no_grad():
+            x = done.generator(code, torch.full((32,), label))[:, 0]
+        along, across = x.diff(dim=1).abs().mean(), x.diff(dim=2).abs().mean()
+        assert sign * float(along - across) > 0.02
+
+
+def test_a_number_that_is_none_stops_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firewall.train.gan.fit_gan.KEPT", 2)
+    with pytest.raises(TrainingError, match=r"is no number in step \d+; lower augment\.rate"):
+        fit_gan(stripes(32), 2, SMALL.model_copy(update={"rate": 1e30}), tmp_path, seed=0)
+
+
+def test_too_few_images_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="1 training images for a batch of 16; bring more"):
+        fit_gan(stripes(1), 2, SMALL, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"norm": "spectral"}, "for the discriminator"),
+        ({"loss": "hinge", "smoothing": 0.1}, "has no labels"),
+        ({"norm_discriminator": "batch"}, "mixes them"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        GanSpec.model_validate(wrong)
+
+
+def test_alarms() -> None:
+    sure = [{"real": 0.99, "generated": 0.001}] * 5
+    assert "sure of every image" in saturated(sure)
+    assert not saturated(sure[:4])
+    assert not saturated([*sure, {"real": 0.7, "generated": 0.3}])
+    assert "collapse" in collapsed(0.1)
+    assert not collapsed(0.8)
+
+
+# Scores
+
+
+def cloud(rows: int, seed: int, width: int = 8, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, width)) + shift
+
+
+def test_frechet_distance_of_normal_clouds() -> None:
+    a = cloud(20_000, 0)
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+    # |shift|^2 = 8 * 0.25, and the spread's part (2 - 1)^2 in each of eight.
+    assert frechet_distance(a, cloud(20_000, 1, shift=0.5)) == pytest.approx(2.0, rel=0.05)
+    assert frechet_distance(a, 2 * cloud(20_000, 1)) == pytest.approx(8.0, rel=0.05)
+
+
+def test_kernel_distance_is_unbiased_and_grows() -> None:
+    same, _ = kernel_distance(cloud(2000, 0), cloud(2000, 1))
+    apart, _ = kernel_distance(cloud(2000, 0), cloud(2000, 1, shift=0.5))
+    assert abs(same) < 0.01
+    assert apart > 0.1
+
+
+def test_inception_score_runs_from_one_to_the_number_of_classes() -> None:
+    alike = np.log(np.full((1000, 4), 0.25))
+    assert inception_score(alike)[0] == pytest.approx(1.0)
+    sure = np.log(np.eye(4)[np.arange(1000) % 4].clip(1e-12))
+    assert inception_score(sure)[0] == pytest.approx(4.0, rel=1e-3)
+
+
+def test_coverage_tells_bad_images_from_missing_ones() -> None:
+    real = cloud(1500, 0, width=4)
+    good = coverage(real, cloud(1500, 1, width=4))
+    assert min(good.precision, good.recall, good.coverage) > 0.85
+    assert good.density == pytest.approx(1.0, abs=0.1)
+    narrow = coverage(real, 0.2 * cloud(1500, 1, width=4))
+    assert narrow.precision > 0.95
+    assert narrow.recall < 0.3
+    wide = coverage(real, 6 * cloud(1500, 1, width=4))
+    assert wide.precision < 0.2
+
+
+def test_scores_are_those_of_maintained_implementations() -> None:
+    """torchmetrics' own computations, on the same features."""
+    from torchmetrics.image.fid import _compute_fid
+    from torchmetrics.image.kid import poly_mmd
+
+    a, b = cloud(500, 0), 1.5 * cloud(500, 1, shift=0.3)
+    moments = [
+        (torch.from_numpy(one.mean(axis=0)), torch.from_numpy(np.cov(one, rowvar=False)))
+        for one in (a, b)
+    ]
+    theirs = float(_compute_fid(*moments[0], *moments[1]))
+    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-6)
+    theirs = float(poly_mmd(torch.from_numpy(a), torch.from_numpy(b), degree=3, coef=1.0))
+    ours, _ = kernel_distance(a, b, subsets=1, rows=500)
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+# Privacy
+
+
+def test_a_generator_that_copies_gives_its_images_away() -> None:
+    train, held, free = cloud(400, 0), cloud(400, 1), cloud(400, 2)
+    told = membership(*by_distance(train, held, train + 0.01 * cloud(400, 3)))
+    assert told.auroc > 0.99
+    assert told.true_positives[0.01] > 0.95
+    guess = membership(*by_distance(train, held, free))
+    assert guess.auroc == pytest.approx(0.5, abs=0.06)
+    assert guess.true_positives[0.01] < 0.05
+    assert copies(train[:50] + 0.01, train, held).all()
+    assert copies(free, train, held).mean() < 0.05
+
+
+# Codes
+
+
+def test_arithmetic_keeps_the_length_of_codes() -> None:
+    torch.manual_seed(0)
+    a, b, c = torch.randn(3, 64)
+    assert float(arithmetic(a, b, c).norm()) == pytest.approx(8.0, rel=1e-4)
+    assert torch.allclose(arithmetic(a, a, c), c * 8 / c.norm(), atol=1e-5)
+
+
+def test_a_direction_is_found_and_needs_both_kinds() -> None:
+    torch.manual_seed(0)
+    codes = torch.randn(2000, 8)
+    has = codes[:, 2] > 0
+    found = direction(codes, has)
+    assert int(found.abs().argmax()) == 2
+    with pytest.raises(ValueError, match="no direction"):
+        direction(codes, torch.ones(2000, dtype=torch.bool))
+
+
+def test_interpolation_stays_among_codes() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 64)
+    way = interpolate(a, b, 9)
+    assert torch.allclose(way[0], a, atol=1e-4)
+    assert torch.allclose(way[-1], b, atol=1e-4)
+    assert float(way.norm(dim=1).min()) > 0.9 * min(float(a.norm()), float(b.norm()))
+    assert torch.allclose(interpolate(a, a, 3), a.expand(3, -1), atol=1e-5)
+
+
+# Images to images
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 30, 33)])
+def test_translators_of_every_size(shape: tuple[int, int, int]) -> None:
+    x = torch.rand(2, *shape)
+    networks = [
+        ResidualTranslator(shape[0], shape[0], width=4, blocks=1),
+        UNet(shape[0], 3, width=4),
+        UNet(shape[0], shape[0], width=4, depth=2),
+    ]
+    for network in networks:
+        y: Tensor = network.requires_grad_(False)(x)
+        assert y.shape[2:] == x.shape[2:]
+        assert 0 <= float(y.min()) <= float(y.max()) <= 1
+        # A row's result does not depend on its neighbours.
+        assert torch.allclose(network(x[:1]), y[:1], atol=1e-5)
+    assert PatchDiscriminator(shape[0], width=4)(x).shape[:2] == (2, 1)
+
+
+def test_a_pool_hands_out_what_it_kept() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pool = ImagePool(4)
+    first = torch.arange(4.0).view(4, 1, 1, 1)
+    assert torch.equal(pool.exchange(first, generator), first)
+    seen = pool.exchange(10 + first, generator)
+    old = seen < 10
+    assert 0 < int(old.sum()) < 4
+    assert len(pool.images) == 4
