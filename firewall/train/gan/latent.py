@@ -35,7 +35,8 @@ def arithmetic(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
     """
     total = first - second + third
     length = torch.linalg.vector_norm(total, dim=-1, keepdim=True).clamp_min(1e-12)
-    return total * (total.shape[-1] ** 0.5 / length)
+    code: Tensor = total * (total.shape[-1] ** 0.5 / length)
+    return code
 
 
 def interpolate(first: Tensor, second: Tensor, steps: int) -> Tensor:
@@ -51,4 +52,5 @@ def interpolate(first: Tensor, second: Tensor, steps: int) -> Tensor:
     sine = torch.sin(angle)
     way = torch.sin((1 - share) * angle) / sine * a + torch.sin(share * angle) / sine * b
     lengths = torch.linalg.vector_norm(torch.stack([first, second]), dim=1)
-    return way * (lengths[0] + share * (lengths[1] - lengths[0]))
+    codes: Tensor = way * (lengths[0] + share * (lengths[1] - lengths[0]))
+    return codes
