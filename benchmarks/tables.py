@@ -213,11 +213,16 @@ def recipe_detection() -> list[str]:
         cells = []
         for found in every.values():
             [one] = [one for one in found["attacks"] if one["name"] == attack] or [None]
+            if one is None:
+                cells.append("not run")
+                continue
+            seen = one["of_those_that_fool"]
+            through = percent(one["success_rate"])
             cells.append(
-                "not run"
-                if one is None
-                else f"{one['auroc']:.3f}, {percent(one['detected_rate'])}, "
-                f"{percent(one['success_rate'])}"
+                f"none fools, {through}"
+                if not seen["rows"]
+                else f"{seen['auroc']:.3f}, {percent(seen['detected_rate'])} of {seen['rows']}, "
+                f"{through}"
             )
         rows.append(f"| {attack} | {knowledge} | " + " | ".join(cells) + " |")
     return rows

@@ -30,6 +30,8 @@ def attack_figures(clean: Table, entry: Entry, rows: Table) -> dict[str, Any]:
     served = clean["accepted"] & clean["right"]
     through = rows["accepted"] & ~rows["right"]
     rate = float(through.mean())
+    # What failed by itself need not be refused.
+    fools = clean["bare_right"] & ~rows["bare_right"]
     return {
         "name": entry.name,
         "knowledge": entry.knowledge,
@@ -40,6 +42,11 @@ def attack_figures(clean: Table, entry: Entry, rows: Table) -> dict[str, Any]:
         "detected_rate": float((~rows["accepted"]).mean()),
         "auroc": auroc(clean["score"], rows["score"]),
         "tpr_at_1pct_fpr": float((rows["p_value"] <= 0.01).mean()),
+        "of_those_that_fool": {
+            "rows": int(fools.sum()),
+            "detected_rate": float((~rows["accepted"][fools]).mean()) if fools.any() else None,
+            "auroc": auroc(clean["score"], rows["score"][fools]) if fools.any() else None,
+        },
         "robust_accuracy": float((served & ~through).mean()),
         "queries": float(rows["queries"].mean()) if rows["queries"].any() else None,
         "median_linf": float(np.median(rows["linf"])),

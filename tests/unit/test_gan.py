@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from firewall.errors import TrainingError
 from firewall.train.fit_network import Images
 from firewall.train.gan.augment import diff_augment
+from firewall.train.gan.fit_cycle import CycleSpec, fit_cycle
 from firewall.train.gan.fit_gan import collapsed, fit_gan, saturated
+from firewall.train.gan.fit_paired import PairedSpec, edges, fit_paired, shrunk
 from firewall.train.gan.latent import arithmetic, direction, interpolate
 from firewall.train.gan.losses import LossName, gan_loss, gradient_penalty
 from firewall.train.gan.networks import DiscriminativeNetwork, GenerativeNetwork
@@ -169,8 +171,8 @@ SMALL = GanSpec(steps=30, batch=16, latent=8, width=4, width_discriminator=4, av
 def test_a_killed_game_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firewall.train.gan.fit_gan.KEPT", 10)
-    monkeypatch.setattr("firewall.train.gan.fit_gan.LOGGED", 5)
+    monkeypatch.setattr("firewall.train.gan.loop.KEPT", 10)
+    monkeypatch.setattr("firewall.train.gan.loop.LOGGED", 5)
     spec = SMALL.model_copy(update={"augment": ("translation", "cutout"), "norm": "virtual"})
     whole = fit_gan(stripes(64), 2, spec, tmp_path / "a", seed=1)
 
@@ -221,7 +223,7 @@ def test_it_learns_what_classes_look_like(tmp_path: Path) -> None:
 def test_a_number_that_is_none_stops_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firewall.train.gan.fit_gan.KEPT", 2)
+    monkeypatch.setattr("firewall.train.gan.loop.KEPT", 2)
     with pytest.raises(TrainingError, match=r"is no number in step \d+; lower augment\.rate"):
         fit_gan(stripes(32), 2, SMALL.model_copy(update={"rate": 1e30}), tmp_path, seed=0)
 
@@ -385,3 +387,69 @@ def test_a_pool_hands_out_what_it_kept() -> None:
     old = seen < 10
     assert 0 < int(old.sum()) < 4
     assert len(pool.images) == 4
+
+
+def test_a_cycle_learns_both_ways_and_can_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between dark stripes and bright ones: nothing pairs the images."""
+    monkeypatch.setattr("firewall.train.gan.loop.KEPT", 80)
+    first, second = stripes(64, 0).x[..., :12, :12] // 4, 255 - stripes(64, 1).x[..., :12, :12] // 4
+    spec = CycleSpec(
+        steps=160, batch=8, rate=5e-3, cycle=1.0, identity=0.1, width=4, blocks=1, pool=10
+    )
+    whole = fit_cycle(first, second, spec, tmp_path / "a", seed=0)
+    x = first.float() / 255
+    moved = whole.there(x)
+    assert float(moved.mean()) > float(x.mean()) + 0.3
+    assert whole.log[-1]["cycle"] < 0.2
+
+    class Killed(Exception):
+        pass
+
+    def dies(line: str) -> None:
+        if "step 80" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit_cycle(first, second, spec, tmp_path / "b", seed=0, progress=dies)
+    again = fit_cycle(first, second, spec, tmp_path / "b", seed=0)
+    for key, value in whole.there.state_dict().items():
+        assert torch.equal(value, again.there.state_dict()[key]), key
+    assert (tmp_path / "a" / "samples-0000160.png").exists()
+
+
+def test_two_sides_of_one_size_are_asked_for(tmp_path: Path) -> None:
+    x = stripes(4).x
+    with pytest.raises(TrainingError, match="the second side has 1 images"):
+        fit_cycle(x, x[:1], CycleSpec(), tmp_path, seed=0)
+    with pytest.raises(TrainingError, match=r"images of \[1, 28, 28\] and of \[1, 20, 28\]"):
+        fit_cycle(x, x[:, :, :20], CycleSpec(), tmp_path, seed=0)
+
+
+def negative(x: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
+    return 1.0 - x
+
+
+def test_edges_are_where_brightness_changes() -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    x[:, :, :, 4:] = 1.0
+    found = edges(x, torch.zeros(1), torch.Generator())
+    assert found.shape == (1, 1, 8, 8)
+    assert torch.allclose(found[0, 0, :, 3:5], torch.ones(8, 2), atol=1e-4)
+    assert float(found[0, 0, :, [0, 1, 6, 7]].max()) < 1e-4
+
+
+@pytest.mark.parametrize("network", ["unet", "residual"])
+def test_pairs_are_learnt(network: str, tmp_path: Path) -> None:
+    spec = PairedSpec(network=network, steps=150, batch=16, rate=5e-3, width=4)  # type: ignore[arg-type]
+    condition = negative if network == "unet" else shrunk(2)
+    done = fit_paired(stripes(64), condition, spec, tmp_path, seed=0)
+    x, label = stripes(16, 9).batch(torch.arange(16), torch.device("cpu"))
+    seen = condition(x, label, torch.Generator())
+    before = (seen - x).abs().mean()
+    after = (done.network(seen) - x).abs().mean()
+    assert float(after) < 0.8 * float(before)
+    # Without an adversary it is a regression.
+    plain = spec.model_copy(update={"adversarial": 0.0, "steps": 2})
+    assert "judge" not in fit_paired(stripes(8), condition, plain, tmp_path / "p", seed=0).log[-1]

@@ -178,6 +178,18 @@ def test_minimal_norm_attacks_fool_and_come_near(
     assert L2().size(found - x).median() < 1.2
 
 
+def test_where_nothing_is_found_the_image_stays(digits: Digits) -> None:
+    """foolbox answers black there, and black would be taken for a forgery."""
+    _, x, y = digits
+    x, y = x[:4], torch.zeros(4, dtype=torch.int64)
+
+    def stubborn(point: Tensor) -> Tensor:
+        always = torch.tensor([1.0, 0.0]).expand(len(point), 2)
+        return always + 0.0 * point.flatten(1).sum(dim=1, keepdim=True)
+
+    assert torch.equal(FoolboxAttack("cw", "l2", steps=3)(stubborn, x, y), x)
+
+
 def test_expectation_sees_through_randomness(digits: Digits) -> None:
     network, x, y = digits
 

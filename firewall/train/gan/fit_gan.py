@@ -7,29 +7,25 @@ seed and the step's number.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from firewall.errors import TrainingError
 from firewall.train.fit_network import Images
 from firewall.train.gan.augment import diff_augment
 from firewall.train.gan.grid import write_grid
+from firewall.train.gan.loop import Player, draws, play
 from firewall.train.gan.losses import gan_loss, gradient_penalty
 from firewall.train.gan.networks import DiscriminativeNetwork, GenerativeNetwork
 from firewall.train.gan.normalisation import forget, refer
 from firewall.train.gan.spec import GanSpec
 
-#: Steps between two lines of the log, and between two checkpoints with their sample grid.
-LOGGED, KEPT = 100, 1000
 #: D is saturated when real rows are more real than this and generated ones less than its
 #: complement, for so many lines of the log in a row.
 _SURE, _LINES = 0.98, 5
@@ -100,41 +96,13 @@ def fit_gan(
             f"augment: {len(data)} training images for a batch of {spec.batch}; bring more or "
             "lower augment.batch"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     shape = (data.x.shape[1], data.x.shape[2], data.x.shape[3])
     game = _Game(*make_players(spec, shape, classes, seed), data, classes, spec, seed, device)
-    checkpoint = folder / "checkpoint.pt"
-    log = game.resume(checkpoint)
-    if game.step:
-        progress(f"generator: going on after step {game.step} of {spec.steps}")
-    begun, first = time.monotonic(), game.step
-    while game.step < spec.steps:
-        figures = game.play()
-        bad = [name for name, value in figures.items() if not math.isfinite(value)]
-        if bad:
-            raise TrainingError(
-                f"augment: {bad[0]} is no number in step {game.step}; lower augment.rate, which is "
-                f"{spec.rate:g}, or raise augment.r1. What was good until then is in {checkpoint}"
-            )
-        last = game.step == spec.steps
-        if game.step % LOGGED == 0 or last:
-            log.append({"step": game.step} | figures)
-            alarm = saturated(log)
-            if game.step % KEPT == 0 or last:
-                log[-1]["spread"] = game.spread()
-                alarm = alarm or collapsed(log[-1]["spread"])
-            if alarm:
-                log[-1]["alarm"] = alarm
-        if game.step % KEPT == 0 or last:
-            game.keep(checkpoint, log)
-            _write_log(log, folder / "log.jsonl")
-            write_grid(game.shown(_GRID_ROWS), folder / f"samples-{game.step:07d}.png", _GRID_ROWS)
-            left = (time.monotonic() - begun) / (game.step - first) * (spec.steps - game.step)
-            progress(
-                f"generator: step {game.step} of {spec.steps}: D(x) {figures['real']:.2f}, "
-                f"D(G(z)) {figures['generated']:.2f}, about {left:.0f} s left"
-                + (f"; ALARM: {log[-1]['alarm']}" if "alarm" in log[-1] else "")
-            )
+    log = play(
+        game, spec.steps, folder, name="generator",
+        advice=f"lower augment.rate, which is {spec.rate:g}, or raise augment.r1",
+        progress=progress,
+    )  # fmt: skip
     return Trained(game.averaged, game.discriminator.cpu().eval().requires_grad_(False), log)
 
 
@@ -179,54 +147,55 @@ class _Game:
         self.device = torch.device(device)
         self.loss = gan_loss(spec.loss, spec.smoothing)
         self.step = 0
-        self.optimisers = [
-            torch.optim.Adam(network.parameters(), rate, (0.0, spec.beta))
-            for network, rate in (
-                (generator, spec.rate), (discriminator, spec.rate_discriminator),
-            )
-        ]  # fmt: skip
+        betas = (0.0, spec.beta)
+        self.players = {
+            "generator": Player(self.generator, spec.rate, betas),
+            "discriminator": Player(self.discriminator, spec.rate_discriminator, betas),
+        }
         #: Of virtual batch norms, the same at every step.
-        draws = torch.Generator().manual_seed(seed)
-        self.reference_code = torch.randn(64, spec.latent, generator=draws).to(self.device)
-        rows = torch.randint(0, len(data), (64,), generator=draws)
+        fixed = torch.Generator().manual_seed(seed)
+        self.reference_code = torch.randn(64, spec.latent, generator=fixed).to(self.device)
+        rows = torch.randint(0, len(data), (64,), generator=fixed)
         self.reference, self.reference_label = data.batch(rows, self.device)
 
     def play(self) -> dict[str, float]:
         """One step of G after `ratio` of D; figures of both."""
-        draws = torch.Generator().manual_seed(self.seed * 1_000_000_007 + self.step)
+        generator = draws(self.seed, self.step)
         figures: dict[str, float] = {}
         for turn in range(self.spec.ratio):
-            figures |= self._discriminate(draws, self.step * self.spec.ratio + turn)
-        figures |= self._generate(draws)
+            figures |= self._discriminate(generator, self.step * self.spec.ratio + turn)
+        figures |= self._generate(generator)
         self.step += 1
         self._average()
         return figures
 
-    def _codes(self, draws: Generator) -> tuple[Tensor, Tensor]:
+    def _codes(self, generator: Generator) -> tuple[Tensor, Tensor]:
         size = self.spec.batch
-        code = torch.randn(size, self.spec.latent, generator=draws)
-        label = torch.randint(0, self.classes, (size,), generator=draws)
+        code = torch.randn(size, self.spec.latent, generator=generator)
+        label = torch.randint(0, self.classes, (size,), generator=generator)
         return code.to(self.device), label.to(self.device)
 
-    def _real(self, draws: Generator) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(0, len(self.data), (self.spec.batch,), generator=draws)
+    def _real(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(0, len(self.data), (self.spec.batch,), generator=generator)
         return self.data.batch(rows, self.device)
 
     def _refer(self) -> None:
         refer(self.generator, self.reference_code, self.reference_label)
         refer(self.discriminator, self.reference, self.reference_label)
 
-    def _discriminate(self, draws: Generator, number: int) -> dict[str, float]:
+    def _discriminate(self, generator: Generator, number: int) -> dict[str, float]:
         spec = self.spec
-        x, label = self._real(draws)
-        code, wanted = self._codes(draws)
+        x, label = self._real(generator)
+        code, wanted = self._codes(generator)
         self.generator.requires_grad_(False)
         self.discriminator.train().requires_grad_(True)
         self._refer()
         made = self.generator(code, wanted)
         penalised = (spec.r1 or spec.r2) and number % spec.lazy == 0
-        x = diff_augment(x, spec.augment, draws).requires_grad_(bool(penalised and spec.r1))
-        made = diff_augment(made, spec.augment, draws).requires_grad_(bool(penalised and spec.r2))
+        x = diff_augment(x, spec.augment, generator).requires_grad_(bool(penalised and spec.r1))
+        made = diff_augment(made, spec.augment, generator).requires_grad_(
+            bool(penalised and spec.r2)
+        )
         real, generated = self.discriminator(x, label), self.discriminator(made, wanted)
         loss = self.loss.discriminator(real, generated)
         total = loss
@@ -234,7 +203,7 @@ class _Game:
             total = total + 0.5 * spec.lazy * spec.r1 * gradient_penalty(real, x)
         if penalised and spec.r2:
             total = total + 0.5 * spec.lazy * spec.r2 * gradient_penalty(generated, made)
-        size = self._update(1, total)
+        size = self.players["discriminator"].update(total)
         forget(self.discriminator)
         return {
             "loss_discriminator": float(loss.detach()),
@@ -243,34 +212,24 @@ class _Game:
             "gradient_discriminator": size,
         }
 
-    def _generate(self, draws: Generator) -> dict[str, float]:
-        code, wanted = self._codes(draws)
+    def _generate(self, generator: Generator) -> dict[str, float]:
+        code, wanted = self._codes(generator)
         self.generator.train().requires_grad_(True)
         self.discriminator.requires_grad_(False)
         self._refer()
-        made = diff_augment(self.generator(code, wanted), self.spec.augment, draws)
+        made = diff_augment(self.generator(code, wanted), self.spec.augment, generator)
         generated = self.discriminator(made, wanted)
         real = generated.new_zeros(len(generated))
         if self.spec.loss == "relativistic":
             # Pairs of one class: the question is which of them is more real.
-            x, label = self._real(draws)
+            x, label = self._real(generator)
             with torch.no_grad():
-                real = self.discriminator(diff_augment(x, self.spec.augment, draws), label)
+                real = self.discriminator(diff_augment(x, self.spec.augment, generator), label)
         loss = self.loss.generator(real, generated)
-        size = self._update(0, loss)
+        size = self.players["generator"].update(loss)
         forget(self.generator)
         forget(self.discriminator)
         return {"loss_generator": float(loss.detach()), "gradient_generator": size}
-
-    def _update(self, player: int, loss: Tensor) -> float:
-        optimiser = self.optimisers[player]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        weights = [one for group in optimiser.param_groups for one in group["params"]]
-        size = float(nn.utils.clip_grad_norm_(weights, math.inf))
-        if math.isfinite(size):
-            optimiser.step()
-        return size
 
     def _average(self) -> None:
         """Towards the weights of now; quickly at first, when it knows nothing."""
@@ -289,8 +248,8 @@ class _Game:
 
     def shown(self, each: int) -> Tensor:
         """[classes * each, C, H, W]: the same codes at every step, class by class."""
-        draws = torch.Generator().manual_seed(self.seed + 1)
-        code = torch.randn(self.classes * each, self.spec.latent, generator=draws)
+        same = torch.Generator().manual_seed(self.seed + 1)
+        code = torch.randn(self.classes * each, self.spec.latent, generator=same)
         label = torch.arange(self.classes).repeat_interleave(each)
         with torch.no_grad():
             made: Tensor = self.averaged(code, label)
@@ -308,34 +267,25 @@ class _Game:
             least = min(least, float(apart / torch.pdist(real).mean().clamp_min(1e-6)))
         return 1.0 if math.isinf(least) else least
 
-    def keep(self, path: Path, log: list[dict[str, Any]]) -> None:
-        """Write everything."""
-        body = {
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimisers": [one.state_dict() for one in self.optimisers],
-            "step": self.step,
-            "log": log,
+    def state(self) -> dict[str, Any]:
+        """Both players and the averaged generator."""
+        return {name: one.state() for name, one in self.players.items()} | {
+            "averaged": self.averaged.state_dict()
         }
-        draft = path.with_suffix(".part")
-        torch.save(body, draft)
-        os.replace(draft, path)
 
-    def resume(self, path: Path) -> list[dict[str, Any]]:
-        """Read what `keep` wrote, if there is any; returns the log so far."""
-        if not path.exists():
-            return []
-        body = torch.load(path, map_location="cpu", weights_only=True)
-        self.generator.load_state_dict(body["generator"])
-        self.discriminator.load_state_dict(body["discriminator"])
-        self.averaged.load_state_dict(body["averaged"])
-        for one, state in zip(self.optimisers, body["optimisers"], strict=True):
-            one.load_state_dict(state)
-        self.step = body["step"]
-        log: list[dict[str, Any]] = body["log"]
-        return log
+    def load(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        for name, one in self.players.items():
+            one.load(state[name])
+        self.averaged.load_state_dict(state["averaged"])
 
+    def look(self, path: Path) -> dict[str, Any]:
+        """Samples, class by class; how far they lie apart."""
+        write_grid(self.shown(_GRID_ROWS), path, _GRID_ROWS)
+        spread = self.spread()
+        alarm = collapsed(spread)
+        return {"spread": spread} | ({"alarm": alarm} if alarm else {})
 
-def _write_log(log: list[dict[str, Any]], path: Path) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in log))
+    def alarm(self, log: list[dict[str, Any]]) -> str:
+        """A discriminator that is sure of everything."""
+        return saturated(log)

@@ -1,0 +1,185 @@
+"""From a condition to the image that belongs to it: edges to pictures, small ones to large ones,
+forged ones to clean ones.
+
+The distance to the true image says what is to be there, the discriminator of patches that it must
+not be blurred (Isola et al. 2017, arXiv:1611.07004). By what the condition is, it is image-to-image
+translation, super-resolution (Ledig et al. 2017, arXiv:1609.04802), or a denoiser that takes
+perturbations out (APE-GAN, Jin et al. 2019, arXiv:1707.05474).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from firewall.errors import TrainingError
+from firewall.guard.spec import Spec
+from firewall.train.fit_network import Images
+from firewall.train.gan.grid import write_grid
+from firewall.train.gan.loop import Player, draws, play
+from firewall.train.gan.losses import gan_loss
+from firewall.train.gan.translation_networks import PatchDiscriminator, ResidualTranslator, UNet
+
+#: Images [N, C, H, W] in [0, 1], their classes [N] and a generator of draws to conditions
+#: [N, C', H, W] in [0, 1].
+Condition = Callable[[Tensor, Tensor, Generator], Tensor]
+_SHOWN = 8
+
+
+class PairedSpec(Spec):
+    """Settings."""
+
+    #: `unet` hands every detail across: edges to pictures. `residual` begins near the identity:
+    #: denoisers and super-resolution.
+    network: Literal["unet", "residual"] = "unet"
+    steps: int = Field(default=5000, ge=1, le=10_000_000)
+    batch: int = Field(default=32, ge=1, le=4096)
+    rate: float = Field(default=2e-4, gt=0, le=1)
+    #: Weight of the mean absolute distance beside 1 of the discriminator; the larger, the truer and
+    #: the more blurred.
+    distance: float = Field(default=100.0, ge=0, le=1e5)
+    #: Of the discriminator; 0 is without, and a plain regression.
+    adversarial: float = Field(default=1.0, ge=0, le=1e3)
+    width: int = Field(default=16, ge=4, le=512)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What a run leaves: conditions [N, C', H, W] to images, frozen, and the log."""
+
+    network: nn.Module
+    log: list[dict[str, Any]]
+
+
+def fit_paired(
+    data: Images,
+    condition: Condition,
+    spec: PairedSpec,
+    folder: Path,
+    *,
+    seed: int,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Paired:
+    """Learn from images and what is made of them.
+
+    Args:
+        data: the true images.
+        condition: makes of them what comes.
+        spec: how.
+        folder: for checkpoints and pictures.
+        seed: of every draw.
+        progress: told each checkpoint.
+
+    Raises:
+        TrainingError: there are fewer than two images, or a loss is no longer a number.
+
+    """
+    if len(data) < 2:
+        raise TrainingError(f"translate: {len(data)} images to learn from; bring some")
+    game = _Game(data, condition, spec, seed)
+    log = play(
+        game, spec.steps, folder, name="translation",
+        advice=f"lower the rate, which is {spec.rate:g}", progress=progress,
+    )  # fmt: skip
+    return Paired(game.network.eval().requires_grad_(False), log)
+
+
+class _Game:
+    def __init__(self, data: Images, condition: Condition, spec: PairedSpec, seed: int) -> None:
+        self.data, self.condition, self.spec = data, condition, spec
+        self.seed, self.step = seed, 0
+        x, label = data.batch(torch.arange(2), torch.device("cpu"))
+        before = condition(x, label, draws(seed, 0)).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network: nn.Module = (
+                UNet(before, x.shape[1], width=spec.width)
+                if spec.network == "unet"
+                else ResidualTranslator(before, x.shape[1], width=spec.width)
+            )
+            judge = PatchDiscriminator(before + x.shape[1], width=2 * spec.width)
+        self.players = {
+            "network": Player(self.network, spec.rate, (0.5, 0.999)),
+            "judge": Player(judge, spec.rate, (0.5, 0.999)),
+        }
+        self.loss = gan_loss("least-squares")
+
+    def play(self) -> dict[str, float]:
+        """One step of both."""
+        generator = draws(self.seed, self.step)
+        rows = torch.randint(0, len(self.data), (self.spec.batch,), generator=generator)
+        x, label = self.data.batch(rows, torch.device("cpu"))
+        seen = self.condition(x, label, generator).detach()
+        made = self.network(seen)
+        distance = F.l1_loss(made, x)
+        total = self.spec.distance * distance
+        judge = self.players["judge"].network
+        figures = {"distance": float(distance.detach())}
+        if self.spec.adversarial:
+            judge.requires_grad_(False)
+            logits = judge(torch.cat([seen, made], dim=1))
+            total = total + self.spec.adversarial * self.loss.generator(logits, logits)
+        self.players["network"].update(total)
+        if self.spec.adversarial:
+            judge.requires_grad_(True)
+            real = judge(torch.cat([seen, x], dim=1))
+            loss = self.loss.discriminator(real, judge(torch.cat([seen, made.detach()], dim=1)))
+            self.players["judge"].update(loss)
+            figures["judge"] = float(loss.detach())
+        self.step += 1
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        """Both networks."""
+        return {name: one.state() for name, one in self.players.items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        for name, one in self.players.items():
+            one.load(state[name])
+
+    def look(self, path: Path) -> dict[str, Any]:
+        """In columns: the condition, what is made of it, and the true image."""
+        rows = torch.arange(min(_SHOWN, len(self.data)))
+        x, label = self.data.batch(rows, torch.device("cpu"))
+        seen = self.condition(x, label, draws(self.seed, 0)).detach()
+        with torch.no_grad():
+            made = self.network(seen)
+        if seen.shape[1] != x.shape[1]:
+            seen = seen.mean(dim=1, keepdim=True).expand_as(x)
+        write_grid(torch.stack([seen, made, x], dim=1).flatten(0, 1), path, 3)
+        return {}
+
+    def alarm(self, log: list[dict[str, Any]]) -> str:
+        """None is known."""
+        return ""
+
+
+def edges(x: Tensor, label: Tensor, generator: Generator) -> Tensor:
+    """[N, C, H, W] to [N, 1, H, W]: where brightness changes, by Sobel's filters."""
+    grey = x.mean(dim=1, keepdim=True)
+    kernel = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]])
+    both = torch.stack([kernel, kernel.T])[:, None] / 4.0
+    slopes = F.conv2d(F.pad(grey, (1,) * 4, mode="replicate"), both)
+    strength: Tensor = slopes.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
+    return strength.clamp(0.0, 1.0)
+
+
+def shrunk(factor: int) -> Condition:
+    """Images at a fraction of their size, brought back by bicubic interpolation: what
+    super-resolution has to better.
+    """
+
+    def condition(x: Tensor, label: Tensor, generator: Generator) -> Tensor:
+        small = F.avg_pool2d(x, factor, ceil_mode=True)
+        back = F.interpolate(small, size=x.shape[2:], mode="bicubic", align_corners=False)
+        return back.clamp(0.0, 1.0)
+
+    return condition

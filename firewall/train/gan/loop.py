@@ -1,0 +1,145 @@
+"""What every game of images has in common: steps that can be killed, a log, and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from firewall.errors import TrainingError
+
+#: Steps between two lines of the log, and between two checkpoints with their pictures.
+LOGGED, KEPT = 100, 1000
+
+
+class Game(Protocol):
+    """Something that is played step by step."""
+
+    step: int
+
+    def play(self) -> dict[str, float]:
+        """One step, every draw of which comes from the seed and the step's number; its figures."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, but for the step's number."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+
+    def look(self, path: Path) -> dict[str, Any]:
+        """Draw how far it is; figures that are too dear for every line, and perhaps an `alarm`."""
+
+    def alarm(self, log: list[dict[str, Any]]) -> str:
+        """What the log gives away; empty when all is well."""
+
+
+def play(
+    game: Game,
+    steps: int,
+    folder: Path,
+    *,
+    name: str,
+    advice: str,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Play to the end, from where an earlier try in the folder was.
+
+    Args:
+        game: fresh.
+        steps: in all.
+        folder: for `checkpoint.pt`, `log.jsonl` and pictures.
+        name: of what is trained, for messages.
+        advice: what to change when a figure is no number.
+        progress: told each checkpoint.
+
+    Returns:
+        The log: an entry each hundred steps.
+
+    Raises:
+        TrainingError: a figure is no number; the last good checkpoint is kept.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    log: list[dict[str, Any]] = []
+    if checkpoint.exists():
+        body = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        game.load(body["game"])
+        game.step, log = body["step"], body["log"]
+        _write_log(log, folder)
+        progress(f"{name}: going on after step {game.step} of {steps}")
+    begun, first = time.monotonic(), game.step
+    while game.step < steps:
+        figures = game.play()
+        bad = [one for one, value in figures.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(
+                f"{name}: {bad[0]} is no number in step {game.step}; {advice}. What was good until "
+                f"then is in {checkpoint}"
+            )
+        last = game.step == steps
+        kept = last or game.step % KEPT == 0
+        if not kept and game.step % LOGGED:
+            continue
+        log.append({"step": game.step} | figures)
+        if kept:
+            log[-1] |= game.look(folder / f"samples-{game.step:07d}.png")
+        alarm = log[-1].get("alarm") or game.alarm(log)
+        if alarm:
+            log[-1]["alarm"] = alarm
+        if kept:
+            draft = checkpoint.with_suffix(".part")
+            torch.save({"game": game.state(), "step": game.step, "log": log}, draft)
+            os.replace(draft, checkpoint)
+            _write_log(log, folder)
+            left = (time.monotonic() - begun) / (game.step - first) * (steps - game.step)
+            said = ", ".join(
+                f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures.items()
+            )
+            progress(
+                f"{name}: step {game.step} of {steps}: {said}, about {left:.0f} s left"
+                + (f"; ALARM: {alarm}" if alarm else "")
+            )
+    return log
+
+
+class Player:
+    """A network with its optimiser."""
+
+    def __init__(self, network: nn.Module, rate: float, betas: tuple[float, float]) -> None:
+        self.network = network
+        self.optimiser = torch.optim.Adam(network.parameters(), rate, betas)
+
+    def update(self, loss: Tensor) -> float:
+        """Go down a loss, unless its gradient is no number; returns the length of the gradient."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        size = float(nn.utils.clip_grad_norm_(self.network.parameters(), math.inf))
+        if math.isfinite(size):
+            self.optimiser.step()
+        return size
+
+    def state(self) -> dict[str, Any]:
+        """Weights, and what the optimiser remembers."""
+        return {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def draws(seed: int, step: int) -> torch.Generator:
+    """Of one step."""
+    return torch.Generator().manual_seed(seed * 1_000_000_007 + step)
+
+
+def _write_log(log: list[dict[str, Any]], folder: Path) -> None:
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
