@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from firewall.errors import TrainingError
+from firewall.errors import ConfigError, TrainingError
+from firewall.guard.compile import export
 from firewall.train.fit_network import Images
 from firewall.train.gan.augment import diff_augment
+from firewall.train.gan.extractor import Extractor, fit_extractor
 from firewall.train.gan.fit_cycle import CycleSpec, fit_cycle
 from firewall.train.gan.fit_gan import collapsed, fit_gan, saturated
 from firewall.train.gan.fit_paired import PairedSpec, edges, fit_paired, shrunk
+from firewall.train.gan.judge import judge
 from firewall.train.gan.latent import arithmetic, direction, interpolate
 from firewall.train.gan.losses import LossName, gan_loss, gradient_penalty
 from firewall.train.gan.networks import DiscriminativeNetwork, GenerativeNetwork
@@ -29,7 +32,9 @@ from firewall.train.gan.scores import (
     inception_score,
     kernel_distance,
 )
+from firewall.train.gan.screen import screen
 from firewall.train.gan.spec import GanSpec
+from firewall.train.gan.synthesise import gaussian, sample
 from firewall.train.gan.translation_networks import (
     PatchDiscriminator,
     ResidualTranslator,
@@ -453,3 +458,101 @@ def test_pairs_are_learnt(network: str, tmp_path: Path) -> None:
     # Without an adversary it is a regression.
     plain = spec.model_copy(update={"adversarial": 0.0, "steps": 2})
     assert "judge" not in fit_paired(stripes(8), condition, plain, tmp_path / "p", seed=0).log[-1]
+
+
+# From samples to the mix
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
+    folder = tmp_path_factory.mktemp("extractor")
+    return Extractor(fit_extractor(stripes(600, 5), stripes(60, 6), 2, folder, epochs=8))
+
+
+def test_an_extractor_knows_its_data_and_refuses_another_graph(extractor: Extractor) -> None:
+    held = stripes(100, 7)
+    features, logs = extractor(held.x.numpy().astype(np.float32) / 255)
+    assert features.shape == (100, 64)
+    assert logs is not None
+    assert (logs.argmax(axis=1) == held.y.numpy()).mean() > 0.95
+    assert np.allclose(np.exp(logs).sum(axis=1), 1.0)
+    assert len(extractor.sha256) == 64
+    with pytest.raises(ConfigError, match="cannot load"):
+        Extractor(b"nothing")
+    with pytest.raises(ConfigError, match="expected one input of images and an output named"):
+        Extractor(export(nn.Flatten(), {"x": torch.rand(2, 1, 28, 28)}, ["logits"]))
+
+
+def test_gaussian_samples_have_the_moments_of_their_class() -> None:
+    data = stripes(400)
+    made = gaussian(data, 2000)
+    assert made.x.shape == (2000, 1, 28, 28)
+    assert made.x.dtype == torch.uint8
+    for label in (0, 1):
+        real = data.x[data.y == label].float().mean(dim=0)
+        ours = made.x[made.y == label].float().mean(dim=0)
+        assert float((real - ours).abs().mean()) < 12
+    assert gaussian(stripes(3), 20).x.shape == (20, 1, 28, 28)
+
+
+def test_samples_are_of_the_classes_that_were_asked_for() -> None:
+    generator = GenerativeNetwork((1, 28, 28), 2, latent=8, width=4).eval()
+    made = sample(generator, 101, seed=0)
+    assert made.x.shape == (100, 1, 28, 28)
+    assert made.y.bincount().tolist() == [50, 50]
+    assert torch.equal(made.x, sample(generator, 101, seed=0).x)
+
+
+def test_the_screen_keeps_what_is_new_and_clear(extractor: Extractor) -> None:
+    train, held, new = stripes(300, 5), stripes(300, 8), stripes(40, 9)
+    noise = torch.randint(0, 256, (10, 1, 28, 28), dtype=torch.uint8)
+    x = torch.cat([new.x, new.x[:5], noise, train.x[:10]])
+    wrong = 1 - new.y[:5]
+    y = torch.cat([new.y, new.y[:5], torch.zeros(10, dtype=torch.int64), train.y[:10]])
+    y[:5] = wrong
+    found = screen(extractor, Images(x, y), train, held, quantile=0.0)
+    # The five with a wrong class go; what was to repeat them stays, alone now.
+    assert not found.kept[:5].any()
+    assert found.unsure >= 5
+    assert found.kept.sum() <= 55
+    twice = screen(
+        extractor, Images(torch.cat([new.x, new.x]), torch.cat([new.y, new.y])), train, held,
+        quantile=0.0,
+    )  # fmt: skip
+    assert not twice.kept[40:].any()
+
+
+def test_copies_are_screened_out(extractor: Extractor) -> None:
+    rng = np.random.default_rng(0)
+
+    def noisy(data: Images) -> Images:
+        x = data.x.numpy().astype(np.int64) + rng.integers(-30, 31, data.x.shape)
+        return Images(torch.from_numpy(x.clip(0, 255).astype(np.uint8)), data.y)
+
+    train, held = noisy(stripes(300, 5)), noisy(stripes(300, 8))
+    found = screen(extractor, Images(train.x[:50], train.y[:50]), train, held, confidence=0.0)
+    assert found.copied >= 45
+    assert not found.kept.any() or found.kept.sum() <= 5
+
+
+def test_all_scores_together(extractor: Extractor) -> None:
+    def arrays(data: Images) -> tuple[np.ndarray, np.ndarray]:
+        return data.x.numpy().astype(np.float32) / 255, data.y.numpy()
+
+    good = judge(
+        extractor, arrays(stripes(300, 5)), arrays(stripes(300, 8)), arrays(stripes(300, 9))
+    )
+    bad = judge(
+        extractor,
+        arrays(stripes(300, 5)),
+        arrays(stripes(300, 8)),
+        arrays(gaussian(stripes(300), 300)),
+    )
+    assert good["frechet_distance"] < bad["frechet_distance"]
+    assert good["frechet_distance"] < 0.2 * good["ceilings"]["noise"]["frechet_distance"]
+    assert good["floor"]["frechet_distance"] < good["ceilings"]["class means"]["frechet_distance"]
+    assert good["class_agreement"] > 0.95
+    assert good["extractor"] == extractor.sha256
+    assert set(good["by_class"]) == {"0", "1"}
+    assert 0 <= good["privacy"]["membership_auroc"] <= 1
+    json.dumps(good)
