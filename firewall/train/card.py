@@ -89,6 +89,31 @@ def suite_lines(suite: dict[str, Any]) -> list[str]:
     ]
 
 
+def generated_lines(found: dict[str, Any] | None) -> list[str]:
+    """What generated images were worth in training, also when that is nothing."""
+    if found is None:
+        return []
+    judged, chosen = found["judged"], found["chosen_ratio"]
+    floor = judged["floor"]["frechet_distance"]
+    tried = ", ".join(f"{percent(v)} with {float(r):.0%}" for r, v in found["selection"].items())
+    said = (
+        f"The network was trained with {chosen:.0%} of each batch generated."
+        if chosen
+        else "**None was clearly better than none: the network was trained on real images alone.**"
+    )
+    return [
+        "## Generated images",
+        "",
+        f"Accuracy under attack on selection data by share of each batch: {tried}. {said}",
+        "",
+        f"Of the generated images: Fréchet distance {judged['frechet_distance']:.3g} (of real "
+        f"training images {floor:.3g}), precision {judged['precision']:.2f}, recall "
+        f"{judged['recall']:.2f}; by extractor `{judged['extractor'][:12]}`. Whether an image was trained on is told from "
+        f"them with an AUROC of {judged['privacy']['membership_auroc']:.3f} (0.5 is a guess).",
+        "",
+    ]
+
+
 def certificate_lines(found: dict[str, Any] | None) -> list[str]:
     """What interval bounds prove; nothing for a classifier without them."""
     if found is None:
@@ -189,6 +214,7 @@ def render(manifest: Manifest, calibration: Calibration, evaluation: dict[str, A
         ]
         if reference.get("suite"):
             lines += [*suite_lines(reference["suite"]), ""]
+    lines += generated_lines(evaluation.get("augment"))
     lines += [
         "Oblivious attackers attack the bare classifier and know nothing of the guard; several "
         "of them get through all the same. The adaptive attacker optimises against the guard "

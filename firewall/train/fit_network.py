@@ -115,6 +115,42 @@ class Images:
         return self.x[rows].to(device).float() / 255, self.y[rows].to(device)
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Images of a generator, of which each batch takes a share.
+
+    Attributes:
+        images: where they come from.
+        share: of a batch, in (0, 1).
+        smoothing: of their labels; real rows keep theirs.
+        classes: how many.
+
+    """
+
+    images: Images
+    share: float
+    smoothing: float
+    classes: int
+
+    def join(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch with its last rows replaced: as many steps, and as many rows in each.
+
+        Returns:
+            Images, and labels [N]; with smoothing, probabilities [N, K].
+
+        """
+        count = round(self.share * len(x))
+        real = len(x) - count
+        rows = torch.randint(0, len(self.images), (count,), generator=generator)
+        made, label = self.images.batch(rows, x.device)
+        x, y = torch.cat([x[:real], made]), torch.cat([y[:real], label])
+        if not self.smoothing:
+            return x, y
+        wanted = nn.functional.one_hot(y, self.classes).float()
+        wanted[real:] = wanted[real:] * (1 - self.smoothing) + self.smoothing / self.classes
+        return x, wanted
+
+
 def fit_network(
     network: Classifier,
     train: Images,
@@ -125,6 +161,7 @@ def fit_network(
     seed: int,
     device: str = "cpu",
     processes: Processes | None = None,
+    generated: Generated | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Train, leaving in `network` the averaged weights of the best epoch.
@@ -138,6 +175,7 @@ def fit_network(
         seed: of every draw.
         device: `cpu` or `cuda`.
         processes: among which batches are divided; alone when None.
+        generated: images that take the place of some real ones in each batch.
         progress: told each epoch, with the time left.
 
     Returns:
@@ -165,7 +203,7 @@ def fit_network(
         progress(f"going on after epoch {len(log)} of {schedule.epochs}")
     begun, first = time.monotonic(), len(log)
     for epoch in range(first, schedule.epochs):
-        loss = _epoch(network, state, train, schedule, seed, epoch, processes)
+        loss = _epoch(network, state, train, schedule, seed, epoch, processes, generated)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"training: the loss is {loss} in epoch {epoch + 1}; lower [train] rate, which is "
@@ -277,6 +315,7 @@ def _epoch(
     seed: int,
     epoch: int,
     processes: Processes,
+    generated: Generated | None,
 ) -> float:
     """One pass over the data; returns the mean loss."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -296,6 +335,8 @@ def _epoch(
         share = schedule.share(epoch, done / len(batches))
         rows = processes.mine(whole)
         x, y = train.batch(rows, state.device)
+        if generated is not None:
+            x, y = generated.join(x, y, generator)
         x = _augmented(x, schedule, generator)
         # The same draws for both passes of a perturbed step.
         before = generator.get_state()

@@ -40,7 +40,8 @@ class Objective(Protocol):
         Args:
             model: the network as it is.
             x: [N, C, H, W] images in [0, 1].
-            y: [N] labels.
+            y: [N] labels; or [N, K] probabilities, which `Mart`, `IntervalBound` and `Apart` do
+                not take.
             generator: of every draw.
             share: of its radius, from 0 to 1, where a phase begins with less.
 

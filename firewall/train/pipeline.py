@@ -37,9 +37,16 @@ from firewall.evaluation.target import BundleTarget
 from firewall.guard.calibration import Calibration, least_of_class, least_sample
 from firewall.guard.spec import InputSpec, Preprocessing
 from firewall.stages.registry import Registry
+from firewall.train.augmentation import (
+    best_ratio,
+    fit_generator,
+    load_generated,
+    load_generator,
+    make_generated,
+)
 from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
-from firewall.train.fit_network import Images, fit_network
+from firewall.train.fit_network import Generated, Images, fit_network
 from firewall.train.networks import Cnn, make_network
 from firewall.train.objectives import Apart
 from firewall.train.processes import Processes
@@ -121,6 +128,8 @@ def run(
     if processes.first:
         processes.wait()
     places: dict[str, Path] = {}
+    generated: Path | None = None
+    mix: dict[str, Any] | None = None
     networks: dict[str, Cnn] = {}
     own = MemberSpec(name="classifier", network=recipe.network, train=recipe.train, seed=0)
     for member in (own, *recipe.members):
@@ -131,6 +140,7 @@ def run(
             "train": member.train.model_dump(mode="json"),
             "seed": recipe.seed + member.seed,
         }
+        mixes: dict[float, Path | None] = {0.0: None}
         others: list[Cnn] = []
         if member.apart:
             # Written by the first process, read by all.
@@ -142,14 +152,38 @@ def run(
                 for one in (own, *recipe.members)
                 if one.name in places
             ]
-        places[member.name] = steps.run(
-            title.replace(" ", "-"),
-            settings,
-            partial(
-                _train, member, recipe.seed + member.seed, parts, shape, others, device=device,
-                processes=processes, progress=progress,
-            ),
-        )  # fmt: skip
+        if member is own and recipe.augment is not None:
+            generated = _generated(recipe, parts, data, steps, processes, device, progress)
+            mixes |= dict.fromkeys(recipe.augment.ratios, generated)
+        tried: dict[float, Path] = {}
+        for ratio, source in mixes.items():
+            mixed = settings
+            if source is not None and recipe.augment is not None:
+                mixed = settings | {
+                    "generated": digest(source),
+                    "ratio": ratio,
+                    "smoothing": recipe.augment.smoothing,
+                }
+                progress(f"with {ratio:.0%} generated images")
+            tried[ratio] = steps.run(
+                title.replace(" ", "-"),
+                mixed,
+                partial(
+                    _train, member, recipe.seed + member.seed, parts, shape, others,
+                    None if source is None or recipe.augment is None else load_generated(
+                        source, ratio, recipe.augment.smoothing, len(found.labels)
+                    ),
+                    device=device, processes=processes, progress=progress,
+                ),
+            )  # fmt: skip
+        places[member.name] = tried[0.0]
+        if generated is not None and member is own:
+            # Written by the first process, read by all.
+            processes.wait()
+            values = {ratio: _reached(place, member) for ratio, place in tried.items()}
+            chosen = best_ratio(values, len(parts["selection"]))
+            places[member.name] = tried[chosen]
+            mix = _mix_report(values, chosen, generated)
         if not processes.first:
             continue
         networks[member.name] = _trained(member, places[member.name], shape, len(found.labels))
@@ -181,6 +215,8 @@ def run(
     )
     result = json.loads((figures / "evaluation.json").read_text())
     summary = _summary(recipe, result, parts, json.loads((trained / "log.json").read_text()))
+    if mix is not None:
+        summary["augment"] = mix
     _gate(recipe, summary, figures)
     return Run(_sign(recipe, draft, figures, trained, summary, out, signer), summary)
 
@@ -243,6 +279,7 @@ def _train(
     parts: dict[str, Labelled],
     shape: tuple[int, int, int],
     others: list[Cnn],
+    generated: Generated | None,
     folder: Path,
     *,
     device: str,
@@ -269,6 +306,7 @@ def _train(
         seed=seed,
         device=device,
         processes=processes,
+        generated=generated,
         progress=progress,
     )
     if not processes.first:
@@ -276,6 +314,65 @@ def _train(
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(state, folder / "network.safetensors")
     write_json(folder / "log.json", log)
+
+
+def _generated(
+    recipe: Recipe,
+    parts: dict[str, Labelled],
+    data: Path,
+    steps: Steps,
+    processes: Processes,
+    device: str,
+    progress: Callable[[str], None],
+) -> Path:
+    """The steps of generated images; the first process does them, the others find them done."""
+    augment = recipe.augment
+    assert augment is not None
+    if not processes.first:
+        processes.wait()
+    classes = len(parts["train"].labels)
+    shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
+    images = {name: _images(parts[name]) for name in ("train", "selection", "calibration")}
+    settings: dict[str, Any] = {"data": digest(data), "seed": recipe.seed}
+    generator = None
+    if augment.source == "gan":
+        settings["gan"] = augment.gan.model_dump(mode="json")
+        place = steps.run(
+            "generator",
+            settings,
+            partial(
+                fit_generator, augment.gan, images["train"], classes, recipe.seed, device, progress
+            ),
+        )
+        settings["generator"] = digest(place)
+        generator = load_generator(place, augment.gan, shape, classes)
+    made = steps.run(
+        "generated",
+        settings | {
+            "source": augment.source,
+            "rows": augment.rows,
+            "screen": augment.screen.model_dump(mode="json") if augment.screen else None,
+        },
+        partial(make_generated, augment, generator, images, classes, recipe.seed, progress),
+    )  # fmt: skip
+    if processes.first:
+        processes.wait()
+    return made
+
+
+def _reached(place: Path, member: MemberSpec) -> float:
+    """The figure of selection data by which a training kept its best epoch."""
+    log = json.loads((place / "log.json").read_text())
+    return max(float(epoch[member.train.choose]) for epoch in log)
+
+
+def _mix_report(values: dict[float, float], chosen: float, generated: Path) -> dict[str, Any]:
+    """What generated images were worth, for figures and model card."""
+    return {
+        "selection": {f"{ratio:g}": value for ratio, value in sorted(values.items())},
+        "chosen_ratio": chosen,
+        "judged": json.loads((generated / "judge.json").read_text()),
+    }
 
 
 def _trained(member: MemberSpec, folder: Path, shape: tuple[int, int, int], classes: int) -> Cnn:
@@ -514,6 +611,8 @@ def _sign(
     for attack in result["attacks"]:
         del attack["seconds"]
     built["suite"] = result
+    if "augment" in summary:
+        built["augment"] = summary["augment"]
     files["evaluation.json"] = json.dumps(built, indent=1).encode()
     calibration = Calibration.from_json(files["calibration.json"])
     files["MODEL_CARD.md"] = render(opened.manifest, calibration, built).encode()

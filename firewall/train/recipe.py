@@ -18,6 +18,7 @@ from firewall.guard.spec import NAME_PATTERN, GuardSpec, Spec, StageSpec
 from firewall.stages import Adopter
 from firewall.stages.registry import Registry
 from firewall.train.fit_network import Phase, Schedule
+from firewall.train.gan.spec import AugmentSpec
 from firewall.train.networks import NetworkSpec
 from firewall.train.objectives import (
     AdversarialTraining,
@@ -194,6 +195,8 @@ class Recipe(Spec):
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     guard: GuardSettings = GuardSettings()
     smoothing: SmoothingSpec | None = None
+    #: Generated images in the classifier's training.
+    augment: AugmentSpec | None = None
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
 
@@ -205,6 +208,18 @@ class Recipe(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two members are named {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_stay_labels(self) -> Self:
+        if self.augment is None or not self.augment.smoothing:
+            return self
+        hard = {"mart", "interval"} & {phase.objective for phase in self.train.phases}
+        if hard:
+            raise ValueError(
+                f"augment.smoothing {self.augment.smoothing:g}; objective {sorted(hard)[0]!r} "
+                "takes labels and no probabilities: set it to 0"
+            )
         return self
 
     @property

@@ -51,7 +51,7 @@ def screen(
         made: generated.
         train: what the generator has seen.
         held: real images that it has not, by which a copy is told from an image of the same kind.
-        confidence: least probability of the class that was asked for.
+        confidence: least probability of the class that was asked for; 0 does not ask for it.
         quantile: share of held images that lie nearer to a training image than a copy's limit.
 
     """
@@ -59,7 +59,7 @@ def screen(
     label = made.y.numpy()
     kept = np.ones(len(label), np.bool_)
     unsure = np.zeros(len(label), np.bool_)
-    if logs is not None:
+    if logs is not None and confidence > 0:
         own = np.exp(logs[np.arange(len(label)), label])
         unsure = (logs.argmax(axis=1) != label) | (own < confidence)
     seen, _ = extractor(_floats(train))

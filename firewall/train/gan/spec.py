@@ -1,8 +1,19 @@
-"""`[augment]` of a recipe: the generator, how it learns, and how its images join the mix."""
+"""`[augment]` of a recipe: the generator, how it learns, and how its images join the mix.
+
+```toml
+[augment]
+rows = 60_000               # generated, before the screen
+ratios = [0.3, 0.7]         # shares of each batch that are tried; 0 always is
+smoothing = 0.1             # of the labels of generated rows
+
+[augment.gan]
+steps = 20_000
+```
+"""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -62,4 +73,36 @@ class GanSpec(Spec):
                 f"r1, r2: a gradient penalty is about each row alone, norm_discriminator "
                 f"{self.norm_discriminator!r} mixes them"
             )
+        return self
+
+
+class ScreenSpec(Spec):
+    """`[augment.screen]`: which generated images may join."""
+
+    #: Least probability that a plain classifier gives the class that was asked for; 0 does not ask.
+    confidence: float = Field(default=0.8, ge=0, le=1)
+    #: Share of other real images that lie nearer to a training image than a copy's limit.
+    copies: float = Field(default=0.01, ge=0, lt=1)
+
+
+class AugmentSpec(Spec):
+    """Generated images beside real ones."""
+
+    #: `gaussian`: a normal distribution for each class, which a GAN has to better.
+    source: Literal["gan", "gaussian"] = "gan"
+    gan: GanSpec = GanSpec()
+    #: Images to generate, before the screen.
+    rows: int = Field(default=60_000, ge=1, le=100_000_000)
+    #: Shares of each batch that are generated: one network is trained with each and one with none,
+    #: and the best on selection data is kept.
+    ratios: tuple[float, ...] = (0.3, 0.7)
+    #: None leaves the images as they come.
+    screen: ScreenSpec | None = ScreenSpec()
+    #: Of the labels of generated rows alone.
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if not self.ratios or any(not 0 < ratio < 1 for ratio in self.ratios):
+            raise ValueError("ratios: expected shares between 0 and 1; none at all is always tried")
         return self

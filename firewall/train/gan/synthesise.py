@@ -49,7 +49,7 @@ def gaussian(data: Images, rows: int, *, components: int = 100, seed: int = 0) -
     for one in classes:
         x = data.x[data.y == one].flatten(1).float() / 255
         mean = x.mean(dim=0)
-        count = min(components, len(x) - 1)
+        count = min(components, len(x) - 1, x.shape[1])
         if count < 1:
             made.append(mean.expand(each, -1))
             continue

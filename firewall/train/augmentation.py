@@ -1,0 +1,162 @@
+"""Generated images for a recipe: made, screened and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from firewall.errors import TrainingError
+from firewall.train.fit_network import Generated, Images
+from firewall.train.gan.extractor import Extractor, fit_extractor
+from firewall.train.gan.fit_gan import fit_gan, make_players
+from firewall.train.gan.grid import write_grid
+from firewall.train.gan.judge import judge
+from firewall.train.gan.networks import GenerativeNetwork
+from firewall.train.gan.screen import screen
+from firewall.train.gan.spec import AugmentSpec, GanSpec
+from firewall.train.gan.synthesise import gaussian, sample
+from firewall.train.steps import write_json
+
+Progress = Callable[[str], None]
+#: Generated rows that are judged; a distance matrix of them has to fit.
+_JUDGED = 10_000
+_GRID = 10
+
+
+def fit_generator(
+    spec: GanSpec,
+    data: Images,
+    classes: int,
+    seed: int,
+    device: str,
+    progress: Progress,
+    folder: Path,
+) -> None:
+    """A step: train the GAN; leaves both players' weights, the log and samples."""  # fmt: skip
+    done = fit_gan(
+        data, classes, spec, folder / "state", seed=seed, device=device, progress=progress
+    )
+    for name, network in (("generator", done.generator), ("discriminator", done.discriminator)):
+        state = {key: value.contiguous() for key, value in network.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+    write_json(folder / "log.json", done.log)
+
+
+def load_generator(
+    folder: Path, spec: GanSpec, shape: tuple[int, int, int], classes: int
+) -> GenerativeNetwork:
+    """What `fit_generator` left."""
+    generator, _ = make_players(spec, shape, classes, 0)
+    generator.load_state_dict(load_file(folder / "generator.safetensors"))
+    return generator.eval().requires_grad_(False)
+
+
+def make_generated(
+    spec: AugmentSpec,
+    generator: GenerativeNetwork | None,
+    parts: dict[str, Images],
+    classes: int,
+    seed: int,
+    progress: Progress,
+    folder: Path,
+) -> None:
+    """A step: generate, screen and judge.
+
+    Leaves `generated.npz` (`x`, `y`, and `number`: which one of the generated rows each was),
+    `extractor.onnx`, `judge.json` and `samples.png`.
+
+    Args:
+        spec: how many, and what is asked of them.
+        generator: frozen; None for Gaussian samples.
+        parts: `train`, `selection` and `calibration`; what the generator has seen is the first.
+        classes: how many.
+        seed: of every draw.
+        progress: told what begins.
+        folder: of the step.
+
+    Raises:
+        TrainingError: the screen leaves nothing of a class.
+
+    """
+    progress("training the extractor by which generated images are judged")
+    graph = fit_extractor(
+        parts["train"], parts["selection"], classes, folder / "extractor", seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    extractor = Extractor(graph)
+    (folder / "extractor.onnx").write_bytes(graph)
+    progress(f"generating {spec.rows} images")
+    made = (
+        gaussian(parts["train"], spec.rows, seed=seed)
+        if generator is None
+        else sample(generator, spec.rows, seed=seed)
+    )
+    held = parts["calibration"]
+    progress("judging them")
+    found = judge(
+        extractor, _arrays(parts["train"]), _arrays(held), _arrays(_some(made, _JUDGED, seed))
+    )
+    rows = np.arange(len(made))
+    if spec.screen is not None:
+        progress("screening them")
+        seen = screen(
+            extractor, made, parts["train"], held,
+            confidence=spec.screen.confidence, quantile=spec.screen.copies,
+        )  # fmt: skip
+        rows = np.flatnonzero(seen.kept)
+        found["screen"] = {
+            "generated": len(made), "kept": len(rows), "unsure": seen.unsure,
+            "copied": seen.copied, "repeated": seen.repeated,
+        }  # fmt: skip
+        lacking = sorted(set(range(classes)) - set(made.y[rows].tolist()))
+        if lacking:
+            raise TrainingError(
+                f"augment.screen: nothing is left of class {lacking[0]} (of {len(made)} generated "
+                f"images {seen.unsure} are unsure, {seen.copied} copies); train the generator for "
+                "longer, or ask for less confidence"
+            )
+    kept = Images(made.x[rows], made.y[rows])
+    np.savez_compressed(folder / "generated.npz", x=kept.x.numpy(), y=kept.y.numpy(), number=rows)
+    write_json(folder / "judge.json", found)
+    write_grid(_grid(kept, classes), folder / "samples.png", _GRID)
+
+
+def load_generated(folder: Path, share: float, smoothing: float, classes: int) -> Generated:
+    """What `make_generated` left, for a share of each batch."""
+    with np.load(folder / "generated.npz", allow_pickle=False) as arrays:
+        images = Images(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]))
+    return Generated(images, share, smoothing, classes)
+
+
+def best_ratio(values: dict[float, float], rows: int) -> float:
+    """The share that wins on selection data, and 0 when none clearly does.
+
+    Args:
+        values: accuracy on selection data by share, 0 among them.
+        rows: of selection data; a share must be ahead of 0 by a standard error of the difference.
+
+    """
+    base = values[0.0]
+    best = max(values, key=lambda ratio: (values[ratio], -ratio))
+    error = (2.0 * base * (1.0 - base) / rows) ** 0.5
+    return best if values[best] > base + error else 0.0
+
+
+def _some(one: Images, rows: int, seed: int) -> Images:
+    order = torch.randperm(len(one), generator=torch.Generator().manual_seed(seed))[:rows]
+    return Images(one.x[order], one.y[order])
+
+
+def _arrays(one: Images) -> tuple[Any, Any]:
+    return one.x.numpy().astype(np.float32) / np.float32(255), one.y.numpy()
+
+
+def _grid(one: Images, classes: int) -> torch.Tensor:
+    """Ten of each class."""
+    rows = [torch.nonzero(one.y == label)[:_GRID, 0] for label in range(classes)]
+    return one.x[torch.cat(rows)].float() / 255
