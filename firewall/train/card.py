@@ -108,8 +108,9 @@ def generated_lines(found: dict[str, Any] | None) -> list[str]:
         "",
         f"Of the generated images: Fréchet distance {judged['frechet_distance']:.3g} (of real "
         f"training images {floor:.3g}), precision {judged['precision']:.2f}, recall "
-        f"{judged['recall']:.2f}; by extractor `{judged['extractor'][:12]}`. Whether an image was trained on is told from "
-        f"them with an AUROC of {judged['privacy']['membership_auroc']:.3f} (0.5 is a guess).",
+        f"{judged['recall']:.2f}; by extractor `{judged['extractor'][:12]}`. Whether an image was "
+        "trained on is told from them with an AUROC of "
+        f"{judged['privacy']['membership_auroc']:.3f} (0.5 is a guess).",
         "",
     ]
 
