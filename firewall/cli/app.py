@@ -15,6 +15,7 @@ import typer
 
 from firewall.cli.attack import attack
 from firewall.cli.evaluate import evaluate
+from firewall.cli.gan import gan_app
 from firewall.cli.shared import (
     Json,
     Trust,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 bundle_app = typer.Typer(help="Look at bundles.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(gan_app, name="gan")
 
 PolicyFile = Annotated[
     Path | None, typer.Option("--policy", help="Policy in TOML; defaults apply without.")

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from firewall.errors import TrainingError
 from firewall.train.fit_network import Generated, Images
 from firewall.train.gan.extractor import Extractor, fit_extractor
-from firewall.train.gan.fit_gan import fit_gan, make_players
 from firewall.train.gan.grid import write_grid
 from firewall.train.gan.judge import judge
 from firewall.train.gan.networks import GenerativeNetwork
 from firewall.train.gan.screen import screen
-from firewall.train.gan.spec import AugmentSpec, GanSpec
+from firewall.train.gan.spec import AugmentSpec
 from firewall.train.gan.synthesise import gaussian, sample
 from firewall.train.steps import write_json
 
@@ -26,34 +24,6 @@ Progress = Callable[[str], None]
 #: Generated rows that are judged; a distance matrix of them has to fit.
 _JUDGED = 10_000
 _GRID = 10
-
-
-def fit_generator(
-    spec: GanSpec,
-    data: Images,
-    classes: int,
-    seed: int,
-    device: str,
-    progress: Progress,
-    folder: Path,
-) -> None:
-    """A step: train the GAN; leaves both players' weights, the log and samples."""  # fmt: skip
-    done = fit_gan(
-        data, classes, spec, folder / "state", seed=seed, device=device, progress=progress
-    )
-    for name, network in (("generator", done.generator), ("discriminator", done.discriminator)):
-        state = {key: value.contiguous() for key, value in network.state_dict().items()}
-        save_file(state, folder / f"{name}.safetensors")
-    write_json(folder / "log.json", done.log)
-
-
-def load_generator(
-    folder: Path, spec: GanSpec, shape: tuple[int, int, int], classes: int
-) -> GenerativeNetwork:
-    """What `fit_generator` left."""
-    generator, _ = make_players(spec, shape, classes, 0)
-    generator.load_state_dict(load_file(folder / "generator.safetensors"))
-    return generator.eval().requires_grad_(False)
 
 
 def make_generated(

@@ -39,14 +39,13 @@ from firewall.guard.spec import InputSpec, Preprocessing
 from firewall.stages.registry import Registry
 from firewall.train.augmentation import (
     best_ratio,
-    fit_generator,
     load_generated,
-    load_generator,
     make_generated,
 )
 from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
 from firewall.train.fit_network import Generated, Images, fit_network
+from firewall.train.gan.store import fit_generator, open_generator
 from firewall.train.networks import Cnn, make_network
 from firewall.train.objectives import Apart
 from firewall.train.processes import Processes
@@ -331,7 +330,6 @@ def _generated(
     if not processes.first:
         processes.wait()
     classes = len(parts["train"].labels)
-    shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
     images = {name: _images(parts[name]) for name in ("train", "selection", "calibration")}
     settings: dict[str, Any] = {"data": digest(data), "seed": recipe.seed}
     generator = None
@@ -341,11 +339,17 @@ def _generated(
             "generator",
             settings,
             partial(
-                fit_generator, augment.gan, images["train"], classes, recipe.seed, device, progress
+                fit_generator,
+                augment.gan,
+                images["train"],
+                parts["train"].labels,
+                recipe.seed,
+                device,
+                progress,
             ),
         )
         settings["generator"] = digest(place)
-        generator = load_generator(place, augment.gan, shape, classes)
+        generator = open_generator(place).network
     made = steps.run(
         "generated",
         settings | {

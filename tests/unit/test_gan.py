@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from firewall.bundle.signing import Signer
+from firewall.cli.gan import gan_app
 from firewall.errors import ConfigError, TrainingError
 from firewall.guard.compile import export
 from firewall.stages.registry import Registry
@@ -38,6 +41,7 @@ from firewall.train.gan.scores import (
 )
 from firewall.train.gan.screen import screen
 from firewall.train.gan.spec import GanSpec
+from firewall.train.gan.store import fit_generator, open_generator
 from firewall.train.gan.synthesise import gaussian, sample
 from firewall.train.gan.translation_networks import (
     PatchDiscriminator,
@@ -656,3 +660,73 @@ def test_smoothed_labels_and_objectives_that_take_none_are_refused(tmp_path: Pat
     recipe.write_text(text.replace("ratios = [0.5]", "ratios = [0.0]"))
     with pytest.raises(ConfigError, match="expected shares between 0 and 1"):
         load(recipe, Registry.discover())
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stored")
+    fit_generator(SMALL, stripes(32), ("lying", "standing"), 0, "cpu", lambda line: None, folder)
+    return folder
+
+
+def test_a_stored_generator_opens_as_it_was(stored: Path, tmp_path: Path) -> None:
+    opened = open_generator(stored)
+    assert opened.labels == ("lying", "standing")
+    assert opened.network(torch.zeros(1, 8), torch.tensor([1])).shape == (1, 1, 28, 28)
+    with pytest.raises(ConfigError, match="holds no generator"):
+        open_generator(tmp_path)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in stored.iterdir():
+        if path.is_file():
+            (damaged / path.name).write_bytes(path.read_bytes())
+    (damaged / "generator.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="is damaged"):
+        open_generator(damaged)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        (["sample", "--rows", "6", "--out", "a.png"], (3, 2)),
+        (["sample", "--rows", "6", "--label", "standing", "--out", "a.png"], (6, 1)),
+        (["arithmetic", "--first", "1,2", "--second", "3", "--third", "4", "--out", "a.png"],
+         (4, 1)),
+        (["interpolate", "--steps", "5", "--out", "a.png"], (5, 2)),
+    ],
+)  # fmt: skip
+def test_pictures_of_a_generator(
+    arguments: list[str], size: tuple[int, int], stored: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(gan_app, [arguments[0], str(stored), *arguments[1:]])
+    assert done.exit_code == 0, done.output
+    with Image.open("a.png") as picture:
+        assert picture.size == (2 * 30 * size[0], 2 * 30 * size[1])
+
+
+def test_samples_as_arrays(stored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.npz"
+    done = CliRunner().invoke(gan_app, ["sample", str(stored), "--rows", "5", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    with np.load(out) as arrays:
+        assert arrays["x"].shape == (6, 28, 28, 1)
+        assert arrays["x"].dtype == np.uint8
+        assert arrays["y"].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "--out", "a.png", "--label", "cat"], "expected one of lying, standing"),
+        (["sample", "--out", "a.jpg"], "ends in .png"),
+        (["sample", "--out", "nowhere/a.png"], "cannot be written"),
+        (["arithmetic", "--out", "a.png", "--first", "x", "--second", "1", "--third", "2"],
+         "--first: 'x'; expected seeds"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_for_a_picture(arguments: list[str], words: str, stored: Path) -> None:
+    done = CliRunner().invoke(gan_app, [arguments[0], str(stored), *arguments[1:]])
+    assert isinstance(done.exception, ConfigError)
+    assert words in str(done.exception)
