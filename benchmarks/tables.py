@@ -216,7 +216,11 @@ def recipe_detection() -> list[str]:
             if one is None:
                 cells.append("not run")
                 continue
-            seen = one["of_those_that_fool"]
+            seen = one.get("of_those_that_fool")
+            if seen is None:
+                # Evaluated before this was counted.
+                cells.append(f"not counted, {percent(one['success_rate'])}")
+                continue
             through = percent(one["success_rate"])
             cells.append(
                 f"none fools, {through}"
