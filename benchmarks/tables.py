@@ -179,22 +179,6 @@ def class_promise() -> list[str]:
     return rows
 
 
-def time_to_robustness() -> list[str]:
-    found = result("time-to-robustness")
-    rows = [
-        f"| trainer | seconds to {percent(found['aim'])} | best seen | after seconds of training |",
-        "|---|---|---|---|",
-    ]
-    for name, run in found["trainers"].items():
-        best = max(run["curve"], key=lambda point: point["robust_accuracy"])
-        reached = run["seconds"]
-        rows.append(
-            f"| {name} | {'not reached' if reached is None else f'{reached:.0f}'} | "
-            f"{percent(best['robust_accuracy'])} | {best['seconds']:.0f} |"
-        )
-    return rows
-
-
 def recipe_detection() -> list[str]:
     names = [
         name
@@ -242,7 +226,6 @@ TABLES = {
     "one-forgery": one_forgery,
     "recipes": recipe_runs,
     "class-promise": class_promise,
-    "time-to-robustness": time_to_robustness,
     "recipe-detection": recipe_detection,
 }
 

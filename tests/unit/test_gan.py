@@ -141,7 +141,7 @@ def test_the_class_counts_for_both_players() -> None:
 
 def test_virtual_batch_norm_leaves_rows_alone() -> None:
     torch.manual_seed(0)
-    layer = VirtualBatchNorm(3, reference_rows=16)
+    layer = VirtualBatchNorm(3, reference_rows=16).requires_grad_(False)
     network = nn.Sequential(layer)
     refer(network, 5 + 2 * torch.randn(16, 3, 4, 4))
     x = 5 + 2 * torch.randn(8, 3, 4, 4)
