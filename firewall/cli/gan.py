@@ -1,4 +1,4 @@
-"""`firewall gan`: look at generators that a recipe has trained."""
+"""`firewall gan`: pictures from generators that a recipe has trained, and more commands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from firewall.cli.gan_audit import evaluate, export
+from firewall.cli.gan_study import study_app
+from firewall.cli.gan_translate import train_translator, translate
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +18,12 @@ if TYPE_CHECKING:
 
     from firewall.train.gan.store import StoredGenerator
 
-gan_app = typer.Typer(help="Look at generators, and use them.", no_args_is_help=True)
+gan_app = typer.Typer(help="Generators and translators of images.", no_args_is_help=True)
+gan_app.command()(evaluate)
+gan_app.command()(export)
+gan_app.command(name="train-translator")(train_translator)
+gan_app.command()(translate)
+gan_app.add_typer(study_app, name="study")
 
 Folder = Annotated[Path, typer.Argument(help="A generator: steps/generator-* of a recipe's run.")]
 _COLUMNS = 10

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -44,7 +43,7 @@ from firewall.train.augmentation import (
 )
 from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
-from firewall.train.fit_network import Generated, Images, fit_network
+from firewall.train.fit_network import Generated, fit_network
 from firewall.train.gan.store import fit_generator, open_generator
 from firewall.train.networks import Cnn, make_network
 from firewall.train.objectives import Apart
@@ -54,6 +53,7 @@ from firewall.train.sources import (
     PARTS,
     Labelled,
     content_hashes,
+    images,
     read,
     read_reviewed,
     split,
@@ -298,8 +298,8 @@ def _train(
     network = make_network(member.network, shape, len(parts["train"].labels), seed)
     log = fit_network(
         network,
-        _images(parts["train"]),
-        _images(parts["selection"]),
+        images(parts["train"]),
+        images(parts["selection"]),
         schedule,
         folder / "state",
         seed=seed,
@@ -330,7 +330,7 @@ def _generated(
     if not processes.first:
         processes.wait()
     classes = len(parts["train"].labels)
-    images = {name: _images(parts[name]) for name in ("train", "selection", "calibration")}
+    found = {name: images(parts[name]) for name in ("train", "selection", "calibration")}
     settings: dict[str, Any] = {"data": digest(data), "seed": recipe.seed}
     generator = None
     if augment.source == "gan":
@@ -341,7 +341,7 @@ def _generated(
             partial(
                 fit_generator,
                 augment.gan,
-                images["train"],
+                found["train"],
                 parts["train"].labels,
                 recipe.seed,
                 device,
@@ -357,7 +357,7 @@ def _generated(
             "rows": augment.rows,
             "screen": augment.screen.model_dump(mode="json") if augment.screen else None,
         },
-        partial(make_generated, augment, generator, images, classes, recipe.seed, progress),
+        partial(make_generated, augment, generator, found, classes, recipe.seed, progress),
     )  # fmt: skip
     if processes.first:
         processes.wait()
@@ -396,10 +396,6 @@ class _Logits(nn.Module):
         """[N, C, H, W] to [N, K]."""
         logits: Tensor = self.classifier(x).logits
         return logits
-
-
-def _images(one: Labelled) -> Images:
-    return Images(torch.from_numpy(one.x), torch.from_numpy(one.y))
 
 
 def _draft(

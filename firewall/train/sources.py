@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from pydantic import Field
 
 from firewall.errors import ConfigError
 from firewall.guard.spec import Spec
 from firewall.train.data import load_idx, load_npz
+from firewall.train.fit_network import Images
 
 #: File endings that are read from folders.
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -77,6 +79,11 @@ class Labelled:
     def take(self, rows: npt.NDArray[Any]) -> Labelled:
         """Some rows."""
         return Labelled(self.x[rows], self.y[rows], self.labels)
+
+
+def images(one: Labelled) -> Images:
+    """The same, as training takes it."""
+    return Images(torch.from_numpy(one.x), torch.from_numpy(one.y))
 
 
 def read(spec: SourceSpec, base: Path) -> tuple[Labelled, Labelled | None]:

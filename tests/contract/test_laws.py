@@ -18,6 +18,7 @@ VARIANTS = [
     ("ensemble", "mixture", {"members": ["one", "two"], "weights": [0.5, 2.0], "own": 0.0}),
     ("detector", "residual-cnn", {"adversarial": True, "epochs": 2}),
     ("denoiser", "learned", {"goal": "logits", "epochs": 2}),
+    ("denoiser", "super-resolution", {"factor": 4, "epochs": 2}),
     ("denoiser", "learned", {"goal": "logits", "corruption": "noise", "epochs": 2}),
 ]
 

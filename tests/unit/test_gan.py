@@ -25,7 +25,7 @@ from firewall.train.gan.augment import diff_augment
 from firewall.train.gan.extractor import Extractor, fit_extractor
 from firewall.train.gan.fit_cycle import CycleSpec, fit_cycle
 from firewall.train.gan.fit_gan import collapsed, fit_gan, saturated
-from firewall.train.gan.fit_paired import PairedSpec, edges, fit_paired, shrunk
+from firewall.train.gan.fit_paired import MadePairs, PairedSpec, edges, fit_paired, shrunk
 from firewall.train.gan.judge import judge
 from firewall.train.gan.latent import arithmetic, direction, interpolate
 from firewall.train.gan.losses import LossName, gan_loss, gradient_penalty
@@ -459,7 +459,7 @@ def test_edges_are_where_brightness_changes() -> None:
 def test_pairs_are_learnt(network: str, tmp_path: Path) -> None:
     spec = PairedSpec(network=network, steps=150, batch=16, rate=5e-3, width=4)  # type: ignore[arg-type]
     condition = negative if network == "unet" else shrunk(2)
-    done = fit_paired(stripes(64), condition, spec, tmp_path, seed=0)
+    done = fit_paired(MadePairs(stripes(64), condition), spec, tmp_path, seed=0)
     x, label = stripes(16, 9).batch(torch.arange(16), torch.device("cpu"))
     seen = condition(x, label, torch.Generator())
     before = (seen - x).abs().mean()
@@ -467,7 +467,10 @@ def test_pairs_are_learnt(network: str, tmp_path: Path) -> None:
     assert float(after) < 0.8 * float(before)
     # Without an adversary it is a regression.
     plain = spec.model_copy(update={"adversarial": 0.0, "steps": 2})
-    assert "judge" not in fit_paired(stripes(8), condition, plain, tmp_path / "p", seed=0).log[-1]
+    assert (
+        "judge"
+        not in fit_paired(MadePairs(stripes(8), condition), plain, tmp_path / "p", seed=0).log[-1]
+    )
 
 
 # From samples to the mix

@@ -83,7 +83,10 @@ def fit_cycle(
     """
     for name, one in (("first", first), ("second", second)):
         if len(one) < 2:
-            raise TrainingError(f"translate: the {name} side has {len(one)} images; bring some")
+            raise TrainingError(
+                f"translate: the {name} side has {len(one)} images; two are the least, hundreds "
+                "are wanted"
+            )
     if first.shape[1:] != second.shape[1:]:
         raise TrainingError(
             f"translate: images of {list(first.shape[1:])} and of {list(second.shape[1:])}; both "

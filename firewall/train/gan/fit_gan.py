@@ -24,6 +24,7 @@ from firewall.train.gan.loop import Player, draws, play
 from firewall.train.gan.losses import gan_loss, gradient_penalty
 from firewall.train.gan.networks import DiscriminativeNetwork, GenerativeNetwork
 from firewall.train.gan.normalisation import forget, refer
+from firewall.train.gan.private import PrivateRows
 from firewall.train.gan.spec import GanSpec
 
 #: D is saturated when real rows are more real than this and generated ones less than its
@@ -60,7 +61,11 @@ def make_players(
             shape, classes, latent=spec.latent, width=spec.width, norm=spec.norm
         )
         discriminator = DiscriminativeNetwork(
-            shape, classes, width=spec.width_discriminator, norm=spec.norm_discriminator
+            shape,
+            classes,
+            width=spec.width_discriminator,
+            norm=spec.norm_discriminator,
+            compared=spec.private is None,
         )
     return generator, discriminator
 
@@ -157,6 +162,9 @@ class _Game:
         self.reference_code = torch.randn(64, spec.latent, generator=fixed).to(self.device)
         rows = torch.randint(0, len(data), (64,), generator=fixed)
         self.reference, self.reference_label = data.batch(rows, self.device)
+        self.private = None
+        if spec.private is not None:
+            self.private = PrivateRows(self.discriminator, spec.private, len(data), spec.batch)
 
     def play(self) -> dict[str, float]:
         """One step of G after `ratio` of D; figures of both."""
@@ -183,8 +191,31 @@ class _Game:
         refer(self.generator, self.reference_code, self.reference_label)
         refer(self.discriminator, self.reference, self.reference_label)
 
+    def _discriminate_privately(self, rows: PrivateRows, generator: Generator) -> dict[str, float]:
+        """The real half of the gradient noised, the generated half as it is: that one tells
+        nothing that the generator did not know.
+        """
+        x, label = self.data.batch(rows.draw(), self.device)
+        code, wanted = self._codes(generator)
+        self.generator.requires_grad_(False)
+        self.discriminator.train().requires_grad_(True)
+        x = diff_augment(x, self.spec.augment, generator)
+        made = diff_augment(self.generator(code, wanted), self.spec.augment, generator)
+        private, real = rows.gradients(self.loss, x, label)
+        generated = self.discriminator(made, wanted)
+        # A constant in the place of real rows: it has no slope.
+        loss = self.loss.discriminator(generated.new_zeros(1), generated)
+        size = self.players["discriminator"].update(loss, private)
+        return {
+            "generated": float(torch.sigmoid(generated.detach()).mean()),
+            "real": float(torch.sigmoid(real).mean()) if len(real) else 0.5,
+            "gradient_discriminator": size,
+        }
+
     def _discriminate(self, generator: Generator, number: int) -> dict[str, float]:
         spec = self.spec
+        if self.private is not None:
+            return self._discriminate_privately(self.private, generator)
         x, label = self._real(generator)
         code, wanted = self._codes(generator)
         self.generator.requires_grad_(False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -31,6 +31,47 @@ from firewall.train.gan.translation_networks import PatchDiscriminator, Residual
 #: [N, C', H, W] in [0, 1].
 Condition = Callable[[Tensor, Tensor, Generator], Tensor]
 _SHOWN = 8
+
+
+class Pairs(Protocol):
+    """Conditions and the images that belong to them."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def draw(self, rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Of rows [N]: conditions [N, C', H, W] and images [N, C, H, W], both in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class MadePairs:
+    """Images, and conditions that are made of them."""
+
+    data: Images
+    condition: Condition
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def draw(self, rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """As `Pairs` says."""
+        x, label = self.data.batch(rows, torch.device("cpu"))
+        return self.condition(x, label, generator).detach(), x
+
+
+@dataclass(frozen=True)
+class GivenPairs:
+    """Conditions [N, C', H, W] and images [N, C, H, W] as they came, uint8."""
+
+    conditions: Tensor
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """As `Pairs` says."""
+        return self.conditions[rows].float() / 255, self.images[rows].float() / 255
 
 
 class PairedSpec(Spec):
@@ -59,8 +100,7 @@ class Paired:
 
 
 def fit_paired(
-    data: Images,
-    condition: Condition,
+    pairs: Pairs,
     spec: PairedSpec,
     folder: Path,
     *,
@@ -70,8 +110,7 @@ def fit_paired(
     """Learn from images and what is made of them.
 
     Args:
-        data: the true images.
-        condition: makes of them what comes.
+        pairs: what comes, and what is to be made of it.
         spec: how.
         folder: for checkpoints and pictures.
         seed: of every draw.
@@ -81,9 +120,9 @@ def fit_paired(
         TrainingError: there are fewer than two images, or a loss is no longer a number.
 
     """
-    if len(data) < 2:
-        raise TrainingError(f"translate: {len(data)} images to learn from; bring some")
-    game = _Game(data, condition, spec, seed)
+    if len(pairs) < 2:
+        raise TrainingError(f"translate: {len(pairs)} images to learn from; bring more")
+    game = _Game(pairs, spec, seed)
     log = play(
         game, spec.steps, folder, name="translation",
         advice=f"lower the rate, which is {spec.rate:g}", progress=progress,
@@ -91,20 +130,23 @@ def fit_paired(
     return Paired(game.network.eval().requires_grad_(False), log)
 
 
+def make_paired(spec: PairedSpec, before: int, after: int) -> nn.Module:
+    """A network with fresh weights, from `before` channels to `after`."""
+    if spec.network == "unet":
+        return UNet(before, after, width=spec.width)
+    return ResidualTranslator(before, after, width=spec.width)
+
+
 class _Game:
-    def __init__(self, data: Images, condition: Condition, spec: PairedSpec, seed: int) -> None:
-        self.data, self.condition, self.spec = data, condition, spec
+    def __init__(self, pairs: Pairs, spec: PairedSpec, seed: int) -> None:
+        self.pairs, self.spec = pairs, spec
         self.seed, self.step = seed, 0
-        x, label = data.batch(torch.arange(2), torch.device("cpu"))
-        before = condition(x, label, draws(seed, 0)).shape[1]
+        seen, x = pairs.draw(torch.arange(2), draws(seed, 0))
+        before, after = seen.shape[1], x.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network: nn.Module = (
-                UNet(before, x.shape[1], width=spec.width)
-                if spec.network == "unet"
-                else ResidualTranslator(before, x.shape[1], width=spec.width)
-            )
-            judge = PatchDiscriminator(before + x.shape[1], width=2 * spec.width)
+            self.network = make_paired(spec, before, after)
+            judge = PatchDiscriminator(before + after, width=2 * spec.width)
         self.players = {
             "network": Player(self.network, spec.rate, (0.5, 0.999)),
             "judge": Player(judge, spec.rate, (0.5, 0.999)),
@@ -114,9 +156,8 @@ class _Game:
     def play(self) -> dict[str, float]:
         """One step of both."""
         generator = draws(self.seed, self.step)
-        rows = torch.randint(0, len(self.data), (self.spec.batch,), generator=generator)
-        x, label = self.data.batch(rows, torch.device("cpu"))
-        seen = self.condition(x, label, generator).detach()
+        rows = torch.randint(0, len(self.pairs), (self.spec.batch,), generator=generator)
+        seen, x = self.pairs.draw(rows, generator)
         made = self.network(seen)
         distance = F.l1_loss(made, x)
         total = self.spec.distance * distance
@@ -147,9 +188,8 @@ class _Game:
 
     def look(self, path: Path) -> dict[str, Any]:
         """In columns: the condition, what is made of it, and the true image."""
-        rows = torch.arange(min(_SHOWN, len(self.data)))
-        x, label = self.data.batch(rows, torch.device("cpu"))
-        seen = self.condition(x, label, draws(self.seed, 0)).detach()
+        rows = torch.arange(min(_SHOWN, len(self.pairs)))
+        seen, x = self.pairs.draw(rows, draws(self.seed, 0))
         with torch.no_grad():
             made = self.network(seen)
         if seen.shape[1] != x.shape[1]:

@@ -117,10 +117,19 @@ class Player:
         self.network = network
         self.optimiser = torch.optim.Adam(network.parameters(), rate, betas)
 
-    def update(self, loss: Tensor) -> float:
-        """Go down a loss, unless its gradient is no number; returns the length of the gradient."""
+    def update(self, loss: Tensor, others: list[Tensor] | None = None) -> float:
+        """Go down a loss, unless its gradient is no number; returns the length of the gradient.
+
+        Args:
+            loss: a number with a graph.
+            others: gradients from elsewhere that are added, one for each parameter.
+
+        """
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if others is not None:
+            for one, other in zip(self.network.parameters(), others, strict=True):
+                one.grad = other if one.grad is None else one.grad + other
         size = float(nn.utils.clip_grad_norm_(self.network.parameters(), math.inf))
         if math.isfinite(size):
             self.optimiser.step()

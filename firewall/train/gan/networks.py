@@ -102,6 +102,7 @@ class DiscriminativeNetwork(nn.Module):
         *,
         width: int = 32,
         norm: Normalisation = "spectral",
+        compared: bool = True,
     ) -> None:
         """Fresh weights.
 
@@ -110,9 +111,11 @@ class DiscriminativeNetwork(nn.Module):
             classes: how many.
             width: channels of the first layer; each after it has twice as many, up to eight times.
             norm: any of them.
+            compared: whether it sees how alike the rows of a batch are.
 
         """
         super().__init__()
+        self.compared = compared
         count = levels(max(shape[1:]))
         channels = [shape[0], *(width * min(8, 2**number) for number in range(count))]
         self.downs = nn.ModuleList(
@@ -135,7 +138,8 @@ class DiscriminativeNetwork(nn.Module):
         y = 2.0 * x - 1.0
         for down, norm in zip(self.downs, self.norms, strict=True):
             y = F.leaky_relu(norm(down(y)), 0.2)
-        y = self.second(torch.cat([y, _spread(y)], dim=1))
+        apart = _spread(y) if self.compared else torch.zeros_like(y[:, :1])
+        y = self.second(torch.cat([y, apart], dim=1))
         features = F.leaky_relu(y, 0.2).mean(dim=(2, 3)) * math.sqrt(y.shape[2] * y.shape[3])
         logit: Tensor = self.last(features)[:, 0]
         projected: Tensor = (self.classes(label) * features).sum(dim=1) / math.sqrt(

@@ -21,6 +21,7 @@ from firewall.guard.spec import Spec
 from firewall.train.gan.augment import Augmentation
 from firewall.train.gan.losses import LossName
 from firewall.train.gan.normalisation import Normalisation
+from firewall.train.gan.private import PrivateSpec
 
 
 class GanSpec(Spec):
@@ -61,6 +62,9 @@ class GanSpec(Spec):
     augment: tuple[Augmentation, ...] = ()
     #: Half-life of the averaged generator, in images: that one is kept.
     average: float = Field(default=20_000, gt=0)
+    #: Differential privacy for each training image, which costs much of the quality; for data
+    #: sets that are to be handed on.
+    private: PrivateSpec | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -73,7 +77,25 @@ class GanSpec(Spec):
                 f"r1, r2: a gradient penalty is about each row alone, norm_discriminator "
                 f"{self.norm_discriminator!r} mixes them"
             )
+        if self.private is not None:
+            self._private()
         return self
+
+    def _private(self) -> None:
+        """Whether real rows are seen by the noised gradient alone."""
+        leaks = {
+            "r1": bool(self.r1),
+            "loss": self.loss == "relativistic",
+            "norm": self.norm == "virtual",
+            "norm_discriminator": self.norm_discriminator != "none",
+        }
+        wrong = [name for name, one in leaks.items() if one]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)}: with [private], real images may be seen by one gradient a "
+                "row alone; set r1 0, another loss than 'relativistic', another norm than "
+                "'virtual' and norm_discriminator 'none'"
+            )
 
 
 class ScreenSpec(Spec):

@@ -21,16 +21,25 @@ from firewall.errors import ConfigError
 from firewall.train.fit_network import Images
 from firewall.train.gan.fit_gan import fit_gan, make_players
 from firewall.train.gan.networks import GenerativeNetwork
+from firewall.train.gan.private import epsilon
 from firewall.train.gan.spec import GanSpec
 from firewall.train.steps import write_json
 
 
 @dataclass(frozen=True)
 class StoredGenerator:
-    """A frozen generator and the names of its classes."""
+    """A frozen generator.
+
+    Attributes:
+        network: images from codes and classes.
+        labels: names of the classes.
+        spent: `epsilon` and `delta` of a private training; None of any other.
+
+    """
 
     network: GenerativeNetwork
     labels: tuple[str, ...]
+    spent: dict[str, float] | None = None
 
 
 def fit_generator(
@@ -54,6 +63,7 @@ def fit_generator(
         "gan": spec.model_dump(mode="json"),
         "shape": list(data.x.shape[1:]),
         "labels": list(labels),
+        "spent": _spent(spec, len(data)),
     }
     write_json(folder / "generator.json", body)
 
@@ -72,6 +82,7 @@ def open_generator(folder: Path) -> StoredGenerator:
         labels = tuple(str(one) for one in body["labels"])
         network, _ = make_players(spec, (channels, height, width), len(labels), 0)
         network.load_state_dict(load_file(folder / "generator.safetensors"))
+        spent = {key: float(value) for key, value in (body.get("spent") or {}).items()}
     except OSError as error:
         raise ConfigError(
             f"generator: {folder} holds no generator ({error.strerror}); a recipe with [augment] "
@@ -81,4 +92,15 @@ def open_generator(folder: Path) -> StoredGenerator:
         ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ValidationError,
     ) as error:  # fmt: skip
         raise ConfigError(f"generator: {folder} is damaged") from error
-    return StoredGenerator(network.eval().requires_grad_(False), labels)
+    return StoredGenerator(network.eval().requires_grad_(False), labels, spent or None)
+
+
+def _spent(spec: GanSpec, rows: int) -> dict[str, float] | None:
+    """What a finished training has told of its images, at most."""
+    if spec.private is None:
+        return None
+    steps = spec.steps * spec.ratio
+    return {
+        "epsilon": epsilon(spec.private, rows, spec.batch, steps),
+        "delta": spec.private.delta,
+    }

@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from firewall.stages import API_VERSION, RAW, Denoiser, FitReport, Lesson, StageConfig
+from firewall_plugins.denoisers.perturbation_network import PerturbationNetwork
 
 
 class LearnedDenoiser(Denoiser):
@@ -47,22 +48,12 @@ class LearnedDenoiser(Denoiser):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.down = nn.Conv2d(1, width, 3, padding=1)
-            self.deep = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
-            self.within = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
-            self.up = nn.Conv2d(2 * width, width, 3, padding=1)
-            self.out = nn.Conv2d(2 * width, 1, 3, padding=1)
-        # Before it has learnt it answers the image as it is.
-        nn.init.zeros_(self.out.weight)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.bias)
+        self.network = PerturbationNetwork(config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] in [0, 1] to the same; each channel by itself."""
-        return (x - self._perturbation(x)).clamp(0.0, 1.0)
+        cleaned: Tensor = x + self.network(x)
+        return cleaned.clamp(0.0, 1.0)
 
     def learn(self, lesson: Lesson, rng: Generator) -> FitReport:
         """Train on pairs of corrupted and clean images."""
@@ -78,7 +69,7 @@ class LearnedDenoiser(Denoiser):
                 # Clean images must pass as well.
                 seen, wanted = torch.cat([corrupted, x]), torch.cat([x, x])
                 # Not clamped: a pixel at the edge would teach nothing.
-                cleaned = seen - self._perturbation(seen)
+                cleaned = seen + self.network(seen)
                 loss = self._loss(lesson, cleaned, wanted)
                 adam.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -110,15 +101,3 @@ class LearnedDenoiser(Denoiser):
             logits = lesson.look(wanted).logits[RAW]
         said = lesson.look(cleaned.clamp(0.0, 1.0)).logits[RAW]
         return (said - logits).abs().mean() + F.mse_loss(cleaned, wanted)
-
-    def _perturbation(self, x: Tensor) -> Tensor:
-        channels, height, width = x.shape[1:]
-        y = x.reshape(-1, 1, height, width)
-        flat = F.relu(self.down(y))
-        deep = F.relu(self.within(F.relu(self.deep(flat))))
-        # Every value twice along both sides, in operators that every runtime has.
-        half = F.relu(self.up(deep))[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-        wide = half.reshape(-1, half.shape[1], 2 * half.shape[2], 2 * half.shape[4])
-        wide = F.pad(wide, (0, width % 2, 0, height % 2), mode="replicate")
-        left: Tensor = self.out(torch.cat([flat, wide], dim=1))
-        return left.reshape(-1, channels, height, width)

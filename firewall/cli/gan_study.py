@@ -1,0 +1,86 @@
+"""`firewall gan study`: people who tell generated images from real ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firewall.cli.shared import Json
+from firewall.errors import ConfigError
+
+study_app = typer.Typer(
+    help="A study with people: plan one, and read what they answered.", no_args_is_help=True
+)
+_MISSING = "gan: studies need more packages; pip install 'robustness-firewall[train]'"
+
+
+@study_app.command()
+def plan(
+    generator: Annotated[Path, typer.Argument(help="A generator: steps/generator-* of a run.")],
+    recipe: Annotated[Path, typer.Argument(help="The recipe whose [data] it learnt from.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study; a new one.")],
+    mode: Annotated[str, typer.Option(help="timed or unlimited.")] = "timed",
+    places: Annotated[int, typer.Option(min=1, max=10_000, help="People that can take part.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+) -> None:
+    """Draw pictures and their orders."""
+    try:
+        from firewall.stages.registry import Registry
+        from firewall.train.gan.human import TIMED
+        from firewall.train.gan.human import plan as planned
+        from firewall.train.gan.store import open_generator
+        from firewall.train.gan.synthesise import sample
+        from firewall.train.recipe import load
+        from firewall.train.sources import read, split
+    except ImportError as error:
+        raise ConfigError(_MISSING) from error
+    if mode not in ("timed", "unlimited"):
+        raise ConfigError(f"--mode: {mode!r}; expected timed or unlimited")
+    if out.exists():
+        raise ConfigError(f"--out: {out} exists; a study is planned once")
+    stored = open_generator(generator)
+    loaded = load(recipe, Registry.discover())
+    parts = split(loaded.data, *read(loaded.data, recipe.parent))
+    classes = len(stored.labels)
+    made = sample(stored.network, -(-TIMED // classes) * classes, seed=seed)
+    planned(
+        parts["test"].x,
+        made.x.numpy(),
+        "timed" if mode == "timed" else "unlimited",
+        out,
+        places=places,
+        seed=seed,
+    )
+    print(out)
+
+
+@study_app.command()
+def analyse(
+    folder: Annotated[Path, typer.Argument(help="A study with its answers.jsonl.")],
+    as_json: Json = False,
+) -> None:
+    """Read the answers: how long people need, or how often they are wrong."""
+    try:
+        from firewall.train.gan.human import analyse as analysed
+        from firewall.train.gan.human import read_study
+    except ImportError as error:
+        raise ConfigError(_MISSING) from error
+    found = analysed(*read_study(folder))
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    low, high = found.interval
+    said = (
+        f"{found.score:.0f} ms ({low:.0f} to {high:.0f})"
+        if found.mode == "timed"
+        else f"{found.score:.1%} wrong ({low:.1%} to {high:.1%}); 50 % is a guess"
+    )
+    print(f"HYPE, {found.mode}: {said}, {found.participants} people")
+    print(f"generated images taken for real: {found.generated_as_real:.1%}")
+    print(f"real images taken for generated: {found.real_as_generated:.1%}")
+    if found.left_out:
+        print(f"left out, not finished: {', '.join(found.left_out)}")

@@ -1,0 +1,125 @@
+"""Everything that can be said of a set of generated images before others rely on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from firewall.errors import ConfigError
+from firewall.train.fit_network import Images
+from firewall.train.gan.extractor import Extractor, fit_extractor
+from firewall.train.gan.grid import write_grid
+from firewall.train.gan.judge import judge
+from firewall.train.gan.scores import distances
+from firewall.train.gan.usefulness import usefulness
+from firewall.train.steps import write_json
+
+#: Rows that are judged; a distance matrix of them has to fit.
+_JUDGED = 10_000
+#: Generated images that are drawn with their nearest neighbours, and neighbours of each.
+_DRAWN, _NEIGHBOURS = 10, 4
+
+
+def audit(
+    made: Images,
+    train: Images,
+    selection: Images,
+    test: Images,
+    classes: int,
+    folder: Path,
+    *,
+    graph: bytes | None = None,
+    steps: int = 2000,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Judge images, attack their privacy, and train on them.
+
+    Leaves `judge.json`, `extractor.onnx`, `samples.png` and `neighbours.png` (which shows training
+    images).
+
+    Args:
+        made: generated, with the classes that were asked for.
+        train: what the generator has seen.
+        selection: real, by which trainings choose their epoch.
+        test: real, that neither the generator nor a training has seen.
+        classes: how many.
+        folder: for the outcome; goes on where an earlier try stopped.
+        graph: ONNX, of an extractor; trained here when None.
+        steps: of each training by which generated images are compared with real ones; 0 is without.
+        seed: of every draw.
+        progress: told what begins.
+
+    Raises:
+        ConfigError: images differ in size, or the extractor is none.
+
+    """
+    if made.x.shape[1:] != train.x.shape[1:]:
+        raise ConfigError(
+            f"generator: images of {list(made.x.shape[1:])}; the recipe's are "
+            f"{list(train.x.shape[1:])}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "extractor.onnx"
+    if graph is None and path.exists():
+        graph = path.read_bytes()
+    if graph is None:
+        progress("training the extractor by which generated images are judged")
+        graph = fit_extractor(
+            train, selection, classes, folder / "state" / "extractor", seed=seed, progress=progress
+        )
+    path.write_bytes(graph)
+    extractor = Extractor(graph)
+    progress("judging")
+    found = judge(
+        extractor, _arrays(train), _arrays(test), _arrays(_some(made, _JUDGED, seed)), seed=seed
+    )
+    write_neighbours(extractor, made, train, folder / "neighbours.png", seed=seed)
+    each = [torch.nonzero(made.y == label)[:_DRAWN, 0] for label in range(classes)]
+    write_grid(made.x[torch.cat(each)].float() / 255, folder / "samples.png", _DRAWN)
+    if steps:
+        progress("training on generated images and on real ones")
+        found["trained_on"] = usefulness(
+            train, made, selection, test, classes, folder / "state" / "trained", steps=steps,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+    write_json(folder / "judge.json", found)
+    return found
+
+
+def write_neighbours(
+    extractor: Extractor, made: Images, train: Images, path: Path, *, seed: int = 0
+) -> None:
+    """Draw a row for each of some generated images: itself, and the training images nearest to it.
+
+    Args:
+        extractor: by whose features they are near.
+        made: generated; drawn from at random.
+        train: what the generator has seen.
+        path: of the PNG.
+        seed: of the draw.
+
+    """
+    some = _some(made, _DRAWN, seed)
+    features, _ = extractor(_arrays(some)[0])
+    seen, _ = extractor(_arrays(train)[0])
+    order = distances(features, seen).argsort(axis=1)[:, :_NEIGHBOURS]
+    rows: list[torch.Tensor] = []
+    for image, near in zip(some.x, order, strict=True):
+        rows += [image, *train.x[torch.from_numpy(near)]]
+    columns = 1 + order.shape[1]
+    write_grid(torch.stack(rows).float() / 255, path, columns)
+
+
+def _some(one: Images, rows: int, seed: int) -> Images:
+    order = torch.randperm(len(one), generator=torch.Generator().manual_seed(seed))[:rows]
+    return Images(one.x[order], one.y[order])
+
+
+def _arrays(one: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    return one.x.numpy().astype(np.float32) / np.float32(255), one.y.numpy()
