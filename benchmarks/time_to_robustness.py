@@ -28,9 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.environment import environment
-from firewall.attack.apgd import AutoPGD, TargetedAutoPGD
-from firewall.attack.oracle import Oracle, Replies
-from firewall.attack.square import Square
+from benchmarks.standing import standing
 from firewall.train.data import load_idx
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import Cnn, NetworkSpec, make_network
@@ -64,24 +62,6 @@ class Logits(nn.Module):
         return logits
 
 
-def stands(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
-    """Share of rows that none of the attacks moves."""
-    with torch.no_grad():
-        left = model(x).argmax(dim=1) == y
-    for attack in (AutoPGD(RADIUS, 40), TargetedAutoPGD(RADIUS, 20)):
-        found = attack(model, x, y)
-        with torch.no_grad():
-            left &= model(found).argmax(dim=1) == y
-
-    def replies(points: Tensor) -> Replies:
-        return Replies.of(torch.log_softmax(model(points), dim=1))
-
-    with torch.no_grad():
-        found = Square(RADIUS, 500)(Oracle(replies, len(x), 500), x, y, seed=0)
-        left &= model(found).argmax(dim=1) == y
-    return float(left.float().mean())
-
-
 class Stop(Exception):
     """The aim is reached, or the budget spent."""
 
@@ -97,7 +77,7 @@ class Watch:
 
     def look(self, model: Callable[[Tensor], Tensor]) -> None:
         self.spent += time.perf_counter() - self.begun
-        robust = stands(model, self.x, self.y)
+        robust = float(standing(model, self.x, self.y, RADIUS).mean())
         self.curve.append({"seconds": self.spent, "robust_accuracy": robust})
         say(f"{self.name}: {self.spent:.0f} s, {robust:.1%}")
         if robust >= AIM or self.spent > self.budget:

@@ -115,21 +115,22 @@ def _audited(
         from firewall.train.gan.audit import audit
         from firewall.train.gan.store import open_generator
         from firewall.train.gan.synthesise import sample
+        from firewall.train.parts import read_parts
         from firewall.train.recipe import load
-        from firewall.train.sources import images, read, split
+        from firewall.train.sources import images
     except ImportError as error:
         raise ConfigError(
             "gan: generators need more packages; pip install 'robustness-firewall[train]'"
         ) from error
     stored = open_generator(generator)
     loaded = load(recipe, Registry.discover())
-    found, sealed = read(loaded.data, recipe.parent)
-    if found.labels != stored.labels:
+    parts = read_parts(loaded.data, recipe.parent)
+    labels = parts["train"].labels
+    if labels != stored.labels:
         raise ConfigError(
             f"generator: {len(stored.labels)} classes ({', '.join(stored.labels[:5])}, ...); the "
-            f"recipe has {len(found.labels)} ({', '.join(found.labels[:5])}, ...)"
+            f"recipe has {len(labels)} ({', '.join(labels[:5])}, ...)"
         )
-    parts = split(loaded.data, found, sealed)
     try:
         graph = extractor.read_bytes() if extractor is not None else None
     except OSError as error:

@@ -34,8 +34,8 @@ def plan(
         from firewall.train.gan.human import plan as planned
         from firewall.train.gan.store import open_generator
         from firewall.train.gan.synthesise import sample
+        from firewall.train.parts import read_parts
         from firewall.train.recipe import load
-        from firewall.train.sources import read, split
     except ImportError as error:
         raise ConfigError(_MISSING) from error
     if mode not in ("timed", "unlimited"):
@@ -44,7 +44,7 @@ def plan(
         raise ConfigError(f"--out: {out} exists; a study is planned once")
     stored = open_generator(generator)
     loaded = load(recipe, Registry.discover())
-    parts = split(loaded.data, *read(loaded.data, recipe.parent))
+    parts = read_parts(loaded.data, recipe.parent)
     classes = len(stored.labels)
     made = sample(stored.network, -(-TIMED // classes) * classes, seed=seed)
     planned(

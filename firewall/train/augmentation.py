@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from firewall.train.gan.judge import judge
 from firewall.train.gan.networks import GenerativeNetwork
 from firewall.train.gan.screen import screen
 from firewall.train.gan.spec import AugmentSpec
+from firewall.train.gan.store import fit_generator, open_generator
 from firewall.train.gan.synthesise import gaussian, sample
-from firewall.train.steps import write_json
+from firewall.train.processes import Processes
+from firewall.train.sources import Labelled, images
+from firewall.train.steps import Steps, digest, write_json
 
 Progress = Callable[[str], None]
 #: Generated rows that are judged; a distance matrix of them has to fit.
@@ -26,9 +30,74 @@ _JUDGED = 10_000
 _GRID = 10
 
 
+def generated_images(
+    spec: AugmentSpec,
+    parts: dict[str, Labelled],
+    data: str,
+    seed: int,
+    steps: Steps,
+    *,
+    processes: Processes | None = None,
+    device: str = "cpu",
+    progress: Progress = lambda line: None,
+) -> Path:
+    """The steps of generated images: a generator, if it takes one, and what it makes.
+
+    Args:
+        spec: which.
+        parts: `train`, `selection` and `calibration`.
+        data: digest of the step that made them.
+        seed: of every draw.
+        steps: of the run; what is there is found again.
+        processes: the first does the work, the others find it done; alone when None.
+        device: `cpu` or `cuda`.
+        progress: told what begins.
+
+    Returns:
+        The folder of `make_generated`.
+
+    """
+    processes = processes or Processes()
+    if not processes.first:
+        processes.wait()
+    labels = parts["train"].labels
+    found = {name: images(parts[name]) for name in ("train", "selection", "calibration")}
+    settings: dict[str, Any] = {"data": data, "seed": seed}
+    generator = None
+    if spec.source == "gan":
+        settings["gan"] = spec.gan.model_dump(mode="json")
+        place = steps.run(
+            "generator",
+            settings,
+            partial(fit_generator, spec.gan, found["train"], labels, seed, device, progress),
+        )
+        settings["generator"] = digest(place)
+        generator = open_generator(place).network
+    judge_of = steps.run(
+        "extractor",
+        {"data": data, "seed": seed},
+        lambda folder: _fit_extractor(found, len(labels), seed, progress, folder),
+    )
+    settings["extractor"] = digest(judge_of)
+    graph = (judge_of / "extractor.onnx").read_bytes()
+    made = steps.run(
+        "generated",
+        settings | {
+            "source": spec.source,
+            "rows": spec.rows,
+            "screen": spec.screen.model_dump(mode="json") if spec.screen else None,
+        },
+        partial(make_generated, spec, generator, graph, found, len(labels), seed, progress),
+    )  # fmt: skip
+    if processes.first:
+        processes.wait()
+    return made
+
+
 def make_generated(
     spec: AugmentSpec,
     generator: GenerativeNetwork | None,
+    graph: bytes,
     parts: dict[str, Images],
     classes: int,
     seed: int,
@@ -43,6 +112,7 @@ def make_generated(
     Args:
         spec: how many, and what is asked of them.
         generator: frozen; None for Gaussian samples.
+        graph: ONNX, of the extractor by which they are judged.
         parts: `train`, `selection` and `calibration`; what the generator has seen is the first.
         classes: how many.
         seed: of every draw.
@@ -53,11 +123,6 @@ def make_generated(
         TrainingError: the screen leaves nothing of a class.
 
     """
-    progress("training the extractor by which generated images are judged")
-    graph = fit_extractor(
-        parts["train"], parts["selection"], classes, folder / "extractor", seed=seed,
-        progress=progress,
-    )  # fmt: skip
     extractor = Extractor(graph)
     (folder / "extractor.onnx").write_bytes(graph)
     progress(f"generating {spec.rows} images")
@@ -94,6 +159,18 @@ def make_generated(
     np.savez_compressed(folder / "generated.npz", x=kept.x.numpy(), y=kept.y.numpy(), number=rows)
     write_json(folder / "judge.json", found)
     write_grid(_grid(kept, classes), folder / "samples.png", _GRID)
+
+
+def _fit_extractor(
+    parts: dict[str, Images], classes: int, seed: int, progress: Progress, folder: Path
+) -> None:
+    """A step: the network by whose features generated images are judged."""
+    progress("training the extractor by which generated images are judged")
+    graph = fit_extractor(
+        parts["train"], parts["selection"], classes, folder / "state", seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    (folder / "extractor.onnx").write_bytes(graph)
 
 
 def load_generated(folder: Path, share: float, smoothing: float, classes: int) -> Generated:

@@ -36,28 +36,19 @@ from firewall.evaluation.target import BundleTarget
 from firewall.guard.calibration import Calibration, least_of_class, least_sample
 from firewall.guard.spec import InputSpec, Preprocessing
 from firewall.stages.registry import Registry
-from firewall.train.augmentation import (
-    best_ratio,
-    load_generated,
-    make_generated,
-)
+from firewall.train.augmentation import best_ratio, generated_images, load_generated
 from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
 from firewall.train.fit_network import Generated, fit_network
-from firewall.train.gan.store import fit_generator, open_generator
 from firewall.train.networks import Cnn, make_network
 from firewall.train.objectives import Apart
+from firewall.train.parts import data_step, read_parts
 from firewall.train.processes import Processes
 from firewall.train.recipe import MemberSpec, Recipe
 from firewall.train.sources import (
     PARTS,
     Labelled,
-    content_hashes,
     images,
-    read,
-    read_reviewed,
-    split,
-    with_reviewed,
 )
 from firewall.train.steps import Steps, digest, write_json
 
@@ -111,19 +102,14 @@ def run(
     started = _started(out) if processes.first else ""
     processes.wait()
     steps = Steps(out / "steps", progress, writes=processes.first)
-    found, sealed = read(recipe.data, base)
-    reviewed = read_reviewed(recipe.data, base, found.labels)
-    parts = with_reviewed(split(recipe.data, found, sealed), reviewed, recipe.data.repeat)
+    parts = read_parts(recipe.data, base)
+    classes = len(parts["train"].labels)
     _check_sizes(recipe, parts)
     shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
     if not processes.first:
         # The first one does it; the others find it done.
         processes.wait()
-    data = steps.run(
-        "data",
-        {"data": recipe.data.model_dump(mode="json"), "content": _content(parts)},
-        lambda folder: _keep_parts(parts, folder),
-    )
+    data = data_step(recipe.data, parts, steps)
     if processes.first:
         processes.wait()
     places: dict[str, Path] = {}
@@ -147,12 +133,15 @@ def run(
             settings["apart"] = member.apart
             settings["from"] = {name: digest(place) for name, place in places.items()}
             others = [
-                _trained(one, places[one.name], shape, len(found.labels))
+                _trained(one, places[one.name], shape, classes)
                 for one in (own, *recipe.members)
                 if one.name in places
             ]
         if member is own and recipe.augment is not None:
-            generated = _generated(recipe, parts, data, steps, processes, device, progress)
+            generated = generated_images(
+                recipe.augment, parts, digest(data), recipe.seed, steps,
+                processes=processes, device=device, progress=progress,
+            )  # fmt: skip
             mixes |= dict.fromkeys(recipe.augment.ratios, generated)
         tried: dict[float, Path] = {}
         for ratio, source in mixes.items():
@@ -170,7 +159,7 @@ def run(
                 partial(
                     _train, member, recipe.seed + member.seed, parts, shape, others,
                     None if source is None or recipe.augment is None else load_generated(
-                        source, ratio, recipe.augment.smoothing, len(found.labels)
+                        source, ratio, recipe.augment.smoothing, classes
                     ),
                     device=device, processes=processes, progress=progress,
                 ),
@@ -185,7 +174,7 @@ def run(
             mix = _mix_report(values, chosen, generated)
         if not processes.first:
             continue
-        networks[member.name] = _trained(member, places[member.name], shape, len(found.labels))
+        networks[member.name] = _trained(member, places[member.name], shape, classes)
     processes.leave()
     if not processes.first:
         return None
@@ -251,27 +240,6 @@ def _check_sizes(recipe: Recipe, parts: dict[str, Labelled]) -> None:
             )
 
 
-def _content(parts: dict[str, Labelled]) -> dict[str, str]:
-    return {
-        part: hashlib.sha256(
-            one.x.tobytes() + one.y.tobytes() + "\n".join(one.labels).encode()
-        ).hexdigest()
-        for part, one in parts.items()
-    }
-
-
-def _keep_parts(parts: dict[str, Labelled], folder: Path) -> None:
-    """How many rows of each class every part has, and which they are."""
-    for part in PARTS:
-        one = parts[part]
-        body = {
-            "rows": len(one),
-            "classes": np.bincount(one.y, minlength=len(one.labels)).tolist(),
-            "sha256": content_hashes(one.x),
-        }
-        write_json(folder / f"{part}.json", body)
-
-
 def _train(
     member: MemberSpec,
     seed: int,
@@ -313,55 +281,6 @@ def _train(
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(state, folder / "network.safetensors")
     write_json(folder / "log.json", log)
-
-
-def _generated(
-    recipe: Recipe,
-    parts: dict[str, Labelled],
-    data: Path,
-    steps: Steps,
-    processes: Processes,
-    device: str,
-    progress: Callable[[str], None],
-) -> Path:
-    """The steps of generated images; the first process does them, the others find them done."""
-    augment = recipe.augment
-    assert augment is not None
-    if not processes.first:
-        processes.wait()
-    classes = len(parts["train"].labels)
-    found = {name: images(parts[name]) for name in ("train", "selection", "calibration")}
-    settings: dict[str, Any] = {"data": digest(data), "seed": recipe.seed}
-    generator = None
-    if augment.source == "gan":
-        settings["gan"] = augment.gan.model_dump(mode="json")
-        place = steps.run(
-            "generator",
-            settings,
-            partial(
-                fit_generator,
-                augment.gan,
-                found["train"],
-                parts["train"].labels,
-                recipe.seed,
-                device,
-                progress,
-            ),
-        )
-        settings["generator"] = digest(place)
-        generator = open_generator(place).network
-    made = steps.run(
-        "generated",
-        settings | {
-            "source": augment.source,
-            "rows": augment.rows,
-            "screen": augment.screen.model_dump(mode="json") if augment.screen else None,
-        },
-        partial(make_generated, augment, generator, found, classes, recipe.seed, progress),
-    )  # fmt: skip
-    if processes.first:
-        processes.wait()
-    return made
 
 
 def _reached(place: Path, member: MemberSpec) -> float:

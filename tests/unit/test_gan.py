@@ -183,6 +183,20 @@ def stripes(rows: int, seed: int = 0) -> Images:
 SMALL = GanSpec(steps=30, batch=16, latent=8, width=4, width_discriminator=4, average=200)
 
 
+def test_an_auxiliary_loss_teaches_classes(tmp_path: Path) -> None:
+    """D names the class of real images with it, and without it never learns to."""
+    data = stripes(64)
+    x, y = data.batch(torch.arange(64), torch.device("cpu"))
+    right = {}
+    for weight in (0.0, 1.0):
+        spec = SMALL.model_copy(update={"auxiliary": weight, "rate_discriminator": 5e-3})
+        done = fit_gan(data, 2, spec, tmp_path / f"{weight:g}", seed=0)
+        said = done.discriminator.judge(x, y)[1].argmax(dim=1)
+        right[weight] = float((said == y).float().mean())
+    assert right[1.0] > 0.95
+    assert right[0.0] < 0.9
+
+
 def test_a_killed_game_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,8 +61,9 @@ def test_without_noise_and_cut_it_is_the_gradient() -> None:
     assert torch.allclose(logits, network(x, label), atol=1e-5)
     F.softplus(-network(x, label)).mean().backward()  # type: ignore[no-untyped-call]
     for one, parameter in zip(found, network.parameters(), strict=True):
-        assert parameter.grad is not None
-        assert torch.allclose(one, parameter.grad, atol=1e-4)
+        # What only an auxiliary loss looks at has none.
+        wanted = torch.zeros_like(one) if parameter.grad is None else parameter.grad
+        assert torch.allclose(one, wanted, atol=1e-4)
 
 
 def test_no_row_pulls_further_than_the_cut() -> None:
@@ -98,6 +99,7 @@ def test_epsilon_grows_with_steps_and_shrinks_with_noise() -> None:
     "change",
     [
         {"r1": 1.0},
+        {"auxiliary": 0.1},
         {"loss": "relativistic"},
         {"norm": "virtual"},
         {"norm_discriminator": "spectral"},

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from firewall.errors import TrainingError
 from firewall.train.fit_network import Images
@@ -102,7 +103,7 @@ def fit_gan(
             "lower augment.batch"
         )
     shape = (data.x.shape[1], data.x.shape[2], data.x.shape[3])
-    game = _Game(*make_players(spec, shape, classes, seed), data, classes, spec, seed, device)
+    game = GanGame(*make_players(spec, shape, classes, seed), data, classes, spec, seed, device)
     log = play(
         game, spec.steps, folder, name="generator",
         advice=f"lower augment.rate, which is {spec.rate:g}, or raise augment.r1",
@@ -133,7 +134,7 @@ def collapsed(spread: float) -> str:
     )
 
 
-class _Game:
+class GanGame:
     """Both players, their optimisers, and the averaged generator."""
 
     def __init__(
@@ -227,9 +228,13 @@ class _Game:
         made = diff_augment(made, spec.augment, generator).requires_grad_(
             bool(penalised and spec.r2)
         )
-        real, generated = self.discriminator(x, label), self.discriminator(made, wanted)
+        real, kind = self.discriminator.judge(x, label)
+        generated = self.discriminator(made, wanted)
         loss = self.loss.discriminator(real, generated)
         total = loss
+        if spec.auxiliary:
+            # Of real images alone: what is generated is to learn classes, not to teach them.
+            total = total + spec.auxiliary * F.cross_entropy(kind, label)
         if penalised and spec.r1:
             total = total + 0.5 * spec.lazy * spec.r1 * gradient_penalty(real, x)
         if penalised and spec.r2:
@@ -249,7 +254,7 @@ class _Game:
         self.discriminator.requires_grad_(False)
         self._refer()
         made = diff_augment(self.generator(code, wanted), self.spec.augment, generator)
-        generated = self.discriminator(made, wanted)
+        generated, kind = self.discriminator.judge(made, wanted)
         real = generated.new_zeros(len(generated))
         if self.spec.loss == "relativistic":
             # Pairs of one class: the question is which of them is more real.
@@ -257,6 +262,8 @@ class _Game:
             with torch.no_grad():
                 real = self.discriminator(diff_augment(x, self.spec.augment, generator), label)
         loss = self.loss.generator(real, generated)
+        if self.spec.auxiliary:
+            loss = loss + self.spec.auxiliary * F.cross_entropy(kind, wanted)
         size = self.players["generator"].update(loss)
         forget(self.generator)
         forget(self.discriminator)

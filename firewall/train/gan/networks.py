@@ -132,9 +132,15 @@ class DiscriminativeNetwork(nn.Module):
         self.second = weighted(norm, nn.Conv2d(channels[-1] + 1, channels[-1], 3, padding=1))
         self.last = weighted(norm, nn.Linear(channels[-1], 1))
         self.classes = weighted(norm, nn.Embedding(classes, channels[-1]))
+        # Only an auxiliary loss looks at it.
+        self.kind = nn.Linear(channels[-1], classes)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """[N, C, H, W] in [0, 1] and [N] classes to [N]."""
+        return self.judge(x, label)[0]
+
+    def judge(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and [N, K] logits of the class that it takes each image for."""
         y = 2.0 * x - 1.0
         for down, norm in zip(self.downs, self.norms, strict=True):
             y = F.leaky_relu(norm(down(y)), 0.2)
@@ -145,7 +151,7 @@ class DiscriminativeNetwork(nn.Module):
         projected: Tensor = (self.classes(label) * features).sum(dim=1) / math.sqrt(
             features.shape[1]
         )
-        return logit + projected
+        return logit + projected, self.kind(features)
 
 
 def _spread(y: Tensor, group: int = 4) -> Tensor:

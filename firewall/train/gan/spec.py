@@ -60,6 +60,10 @@ class GanSpec(Spec):
     lazy: int = Field(default=16, ge=1, le=1000)
     #: In both players' steps: for data of few images.
     augment: tuple[Augmentation, ...] = ()
+    #: Weight of a loss by which D names the class of real images and G is to have its own named
+    #: rightly (AC-GAN, Odena et al. 2017, arXiv:1610.09585): classes become clearer, and what lies
+    #: between them rarer. 0 is without.
+    auxiliary: float = Field(default=0.0, ge=0, le=100)
     #: Half-life of the averaged generator, in images: that one is kept.
     average: float = Field(default=20_000, gt=0)
     #: Differential privacy for each training image, which costs much of the quality; for data
@@ -85,6 +89,7 @@ class GanSpec(Spec):
         """Whether real rows are seen by the noised gradient alone."""
         leaks = {
             "r1": bool(self.r1),
+            "auxiliary": bool(self.auxiliary),
             "loss": self.loss == "relativistic",
             "norm": self.norm == "virtual",
             "norm_discriminator": self.norm_discriminator != "none",
@@ -93,8 +98,8 @@ class GanSpec(Spec):
         if wrong:
             raise ValueError(
                 f"{', '.join(wrong)}: with [private], real images may be seen by one gradient a "
-                "row alone; set r1 0, another loss than 'relativistic', another norm than "
-                "'virtual' and norm_discriminator 'none'"
+                "row alone; set r1 and auxiliary 0, another loss than 'relativistic', another norm "
+                "than 'virtual' and norm_discriminator 'none'"
             )
 
 
