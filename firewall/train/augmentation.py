@@ -12,6 +12,7 @@ import torch
 
 from firewall.errors import TrainingError
 from firewall.train.fit_network import Generated, Images
+from firewall.train.gan.attributes import rare
 from firewall.train.gan.extractor import Extractor, fit_extractor
 from firewall.train.gan.grid import write_grid
 from firewall.train.gan.judge import judge
@@ -85,6 +86,7 @@ def generated_images(
         settings | {
             "source": spec.source,
             "rows": spec.rows,
+            "rare": [spec.rare, spec.attribute] if spec.rare else None,
             "screen": spec.screen.model_dump(mode="json") if spec.screen else None,
         },
         partial(make_generated, spec, generator, graph, found, len(labels), seed, progress),
@@ -129,7 +131,7 @@ def make_generated(
     made = (
         gaussian(parts["train"], spec.rows, seed=seed)
         if generator is None
-        else sample(generator, spec.rows, seed=seed)
+        else _sampled(spec, generator, parts["train"], seed)
     )
     held = parts["calibration"]
     progress("judging them")
@@ -159,6 +161,16 @@ def make_generated(
     np.savez_compressed(folder / "generated.npz", x=kept.x.numpy(), y=kept.y.numpy(), number=rows)
     write_json(folder / "judge.json", found)
     write_grid(_grid(kept, classes), folder / "samples.png", _GRID)
+
+
+def _sampled(spec: AugmentSpec, generator: GenerativeNetwork, train: Images, seed: int) -> Images:
+    """As many of each class, and rare combinations after them."""
+    scarce = round(spec.rare * spec.rows)
+    made = sample(generator, spec.rows - scarce, seed=seed)
+    if not scarce:
+        return made
+    more = rare(generator, train, spec.attribute, scarce, seed=seed)
+    return Images(torch.cat([made.x, more.x]), torch.cat([made.y, more.y]))
 
 
 def _fit_extractor(

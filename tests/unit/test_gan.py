@@ -21,6 +21,7 @@ from firewall.guard.compile import export
 from firewall.stages.registry import Registry
 from firewall.train.augmentation import best_ratio
 from firewall.train.fit_network import Generated, Images
+from firewall.train.gan.attributes import rare
 from firewall.train.gan.augment import diff_augment
 from firewall.train.gan.extractor import Extractor, fit_extractor
 from firewall.train.gan.fit_cycle import CycleSpec, fit_cycle
@@ -181,6 +182,32 @@ def stripes(rows: int, seed: int = 0) -> Images:
 
 
 SMALL = GanSpec(steps=30, batch=16, latent=8, width=4, width_discriminator=4, average=200)
+
+
+class Painter(GenerativeNetwork):
+    """Grey squares whose brightness is the first number of the code; class 1 is darker."""
+
+    def __init__(self) -> None:
+        super().__init__((1, 8, 8), 2, latent=4, width=4)
+
+    def forward(self, code: Tensor, label: Tensor) -> Tensor:
+        grey = torch.sigmoid(code[:, 0] - 1.5 * label)
+        return grey[:, None, None, None].expand(-1, 1, 8, 8).clamp_min(0.2)
+
+
+def test_rare_combinations_are_drawn_more() -> None:
+    generator = Painter()
+    train = sample(generator, 400, seed=0)
+    # Bright ones of the dark class, dark ones of the bright class.
+    middle = float((train.x.float() / 255).mean(dim=(1, 2, 3)).median())
+    made = rare(generator, train, "bright", 100, seed=1)
+    values = (made.x.float() / 255).mean(dim=(1, 2, 3))
+    assert 90 <= len(made) <= 100
+    assert bool((values[made.y == 1] > middle - 0.01).all())
+    assert bool((values[made.y == 0] < middle + 0.01).all())
+    assert len({int(one) for one in made.y}) == 2
+    again = rare(generator, train, "bright", 100, seed=1)
+    assert torch.equal(made.x, again.x)
 
 
 def test_an_auxiliary_loss_teaches_classes(tmp_path: Path) -> None:
@@ -648,14 +675,14 @@ queries = 2
 
 def test_a_recipe_with_generated_images(tmp_path: Path) -> None:
     recipe = tmp_path / "generated.toml"
-    recipe.write_text(RECIPE.format(source="gan"))
+    recipe.write_text(RECIPE.format(source="gan").replace("rows = 300", "rows = 300\nrare = 0.1"))
     registry, signer = Registry.discover(), Signer.generate()
     done = run(load(recipe, registry), tmp_path, tmp_path / "run", signer, registry)
     assert done is not None
     mix = done.summary["augment"]
     assert set(mix["selection"]) == {"0", "0.5"}
     assert mix["chosen_ratio"] in (0.0, 0.5)
-    assert mix["judged"]["screen"]["generated"] == 300
+    assert 270 <= mix["judged"]["screen"]["generated"] <= 300
     card = (done.bundle / "MODEL_CARD.md").read_text()
     assert "## Generated images" in card
     [made] = (tmp_path / "run" / "steps").glob("generated-*")
@@ -673,6 +700,10 @@ def test_smoothed_labels_and_objectives_that_take_none_are_refused(tmp_path: Pat
     text = RECIPE.format(source="gan").replace('objective = "pgd"', 'objective = "interval"')
     recipe.write_text(text)
     with pytest.raises(ConfigError, match=r"augment\.smoothing 0\.1; objective 'interval' takes"):
+        load(recipe, Registry.discover())
+    gaussian_text = RECIPE.format(source="gaussian").replace("rows = 300", "rows = 300\nrare = 0.2")
+    recipe.write_text(gaussian_text)
+    with pytest.raises(ConfigError, match=r"rare 0\.2: codes can be moved"):
         load(recipe, Registry.discover())
     recipe.write_text(text.replace("ratios = [0.5]", "ratios = [0.0]"))
     with pytest.raises(ConfigError, match="expected shares between 0 and 1"):

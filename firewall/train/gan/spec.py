@@ -18,6 +18,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from firewall.guard.spec import Spec
+from firewall.train.gan.attributes import AttributeName
 from firewall.train.gan.augment import Augmentation
 from firewall.train.gan.losses import LossName
 from firewall.train.gan.normalisation import Normalisation
@@ -125,6 +126,10 @@ class AugmentSpec(Spec):
     ratios: tuple[float, ...] = (0.3, 0.7)
     #: None leaves the images as they come.
     screen: ScreenSpec | None = ScreenSpec()
+    #: Share of `rows` that are drawn as the class's rarer side of `attribute`, of a GAN.
+    rare: float = Field(default=0.0, ge=0, lt=1)
+    #: `bright`: what is not background is bright; `large`: it fills much of the image; `contrast`.
+    attribute: AttributeName = "bright"
     #: Of the labels of generated rows alone.
     smoothing: float = Field(default=0.1, ge=0, lt=1)
 
@@ -132,4 +137,6 @@ class AugmentSpec(Spec):
     def _shares(self) -> Self:
         if not self.ratios or any(not 0 < ratio < 1 for ratio in self.ratios):
             raise ValueError("ratios: expected shares between 0 and 1; none at all is always tried")
+        if self.rare and self.source != "gan":
+            raise ValueError(f"rare {self.rare:g}: codes can be moved of source 'gan' alone")
         return self
