@@ -12,6 +12,7 @@
     ├── Unsupported           the bundle cannot do what was asked
     ├── Refused               client side: the firewall refused the whole request
     ├── RemoteError           client side: any other answer that is not an answer
+    ├── UpstreamError         the classifier behind the firewall failed
     ├── ConfigError           a policy, recipe or guard specification is wrong
     ├── PluginError
     │   ├── PluginNotFound    no plugin of that kind and name is installed
@@ -90,6 +91,15 @@ class RemoteError(FirewallError):
     def __init__(self, problem: str, status: str) -> None:
         super().__init__(problem)
         #: name of the gRPC status code, such as "UNAVAILABLE"
+        self.status = status
+
+
+class UpstreamError(FirewallError):
+    """The classifier behind the firewall failed; its words are for the log, not for clients."""
+
+    def __init__(self, problem: str, status: str = "INTERNAL") -> None:
+        super().__init__(problem)
+        #: name of the gRPC status code that it gave
         self.status = status
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from firewall.cli.attack import attack
+from firewall.cli.calibrate import calibrate
 from firewall.cli.evaluate import evaluate
 from firewall.cli.gan import gan_app
 from firewall.cli.shared import (
@@ -27,8 +28,10 @@ from firewall.cli.train import train
 from firewall.errors import ConfigError, FirewallError
 
 if TYPE_CHECKING:
+    from firewall.bundle.manifest import Manifest
     from firewall.demo.story import Story
     from firewall.guard.policy import Policy
+    from firewall.serve.upstream import Upstream
 
 app = typer.Typer(
     name="firewall",
@@ -101,6 +104,22 @@ def serve(
             min=0, max=65535, help="Port of /metrics, /healthz, /readyz; 0 takes a free one."
         ),
     ] = 8082,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            help="The classifier of a bundle that has none inside: "
+            "grpc://host:port/model[/version], grpcs:// with TLS."
+        ),
+    ] = None,
+    upstream_ca: Annotated[
+        Path | None, typer.Option(help="Certificate authorities of grpcs:// (PEM).")
+    ] = None,
+    upstream_timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds of a call without a deadline.")
+    ] = 30.0,
+    upstream_rows: Annotated[
+        int, typer.Option(min=1, help="Rows of one call, views among them.")
+    ] = 256,
     policy: PolicyFile = None,
     mode: Annotated[
         str | None, typer.Option(help="enforce, monitor or off; overrides the policy file.")
@@ -139,6 +158,8 @@ def serve(
         raise ConfigError(f"--device: {device!r}; expected cpu or cuda")
     chosen = _policy(policy, mode, false_positive_rate)
     paths = bundles or [default_bundle_in_a_process()]
+    if upstream is not None and len(paths) != 1:
+        raise ConfigError(f"--upstream: is for one bundle; {len(paths)} are given")
     trusted = trusted_keys(trust or ())
     metrics = Metrics()
     audit = Audit(_audit_stream(audit_log), metrics.audit_dropped)
@@ -148,10 +169,24 @@ def serve(
         name = opened.manifest.name
         if name in served:
             raise ConfigError(f"bundles: two of them are named {name!r}")
+        classifier = None
+        if upstream is not None:
+            classifier = _upstream(
+                opened.manifest,
+                upstream,
+                upstream_ca,
+                timeout=upstream_timeout,
+                batch=upstream_rows,
+                max_message=max_message,
+            )
         served[name] = ServedModel(
             opened,
             load_guard(
-                opened, chosen, threads=threads, device="cuda" if device == "cuda" else "cpu"
+                opened,
+                chosen,
+                threads=threads,
+                device="cuda" if device == "cuda" else "cpu",
+                classifier=classifier,
             ),
             metrics=metrics,
             audit=audit,
@@ -306,6 +341,7 @@ def plugins(as_json: Json = False) -> None:
 
 
 app.command()(attack)
+app.command()(calibrate)
 app.command()(evaluate)
 app.command()(train)
 
@@ -373,6 +409,21 @@ def _policy(path: Path | None, mode: str | None, rate: float | None) -> Policy:
         first = error.errors()[0]
         flag = str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"--{flag}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _upstream(manifest: Manifest, url: str, authorities: Path | None, **others: Any) -> Upstream:
+    """The classifier behind a guard; it may come up later."""
+    from firewall.serve.upstream import Upstream, UpstreamSettings
+
+    if authorities is not None:
+        try:
+            others["tls"] = authorities.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"--upstream-ca: {authorities} cannot be read: {error.strerror}"
+            ) from error
+    settings = UpstreamSettings.parse(url, **others)
+    return Upstream(settings, input_name=manifest.input.name, output=manifest.output)
 
 
 def _audit_stream(name: str) -> Any:

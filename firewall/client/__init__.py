@@ -19,8 +19,9 @@ from firewall.client.native import (
     Label,
     Prediction,
 )
-from firewall.client.open_inference import OpenInferenceClient, TensorInfo
+from firewall.client.open_inference import OpenInferenceClient
 from firewall.guard.verdict import Verdict
+from firewall.protocol.tensors import TensorInfo
 
 __all__ = [
     "AsyncClient",

@@ -17,9 +17,9 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from firewall.client.failure import failure
 from firewall.errors import InvalidInput
 from firewall.guard.verdict import Verdict
+from firewall.protocol.failure import failure
 from firewall.wire import firewall_pb2 as native
 
 #: A path or the bytes of a JPEG or PNG.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.guard.compiled import CompiledGuard
+from firewall.guard.compiled import GuardGraphs
 
 #: Radii are answered in this many parts of the largest that is tried: one graph run each halving.
 PARTS = 32
@@ -33,7 +33,7 @@ class Certificate:
 
 
 def interval_certificates(
-    compiled: CompiledGuard, wire: npt.NDArray[Any], largest: float
+    compiled: GuardGraphs, wire: npt.NDArray[Any], largest: float
 ) -> list[Certificate]:
     """The largest radius that interval bounds certify, row by row, by halving.
 

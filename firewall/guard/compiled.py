@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,15 @@ _EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 
 @dataclass(frozen=True)
 class CheapResult:
-    """Of N rows: logits [N, K], statistics [N, Dc], and what the expensive tier takes over."""
+    """Of N rows: logits [N, K], statistics [N, Dc], and what the expensive tier takes over.
+
+    `answers` [N, K] is what the classifier said itself, where that is not the logits.
+    """
 
     logits: Floats
     statistics: Floats
     features: dict[str, Floats]
+    answers: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,35 @@ class ExpensiveResult:
 
     log_probabilities: Floats
     statistics: Floats
+
+
+class GuardGraphs(Protocol):
+    """What decides asks of a guard, wherever its classifier is."""
+
+    provider: str
+
+    @property
+    def certifies(self) -> bool:
+        """Whether `certify` can be asked."""
+
+    @property
+    def has_expensive(self) -> bool:
+        """Whether there is a second tier."""
+
+    def cheap(self, wire: Array, deadline: float | None = None) -> CheapResult:
+        """The first tier on [N, *input shape], due at a `time.monotonic()`."""
+
+    def expensive(self, wire: Array, cheap: CheapResult, rows: Array) -> ExpensiveResult:
+        """The second on some rows (indices) of a batch that the first has seen."""
+
+    def certify(self, wire: Array, radius: Floats) -> tuple[Array, Floats]:
+        """Classes [N] and their certified leads [N]."""
+
+    def smoothed(self, wire: Array) -> Array:
+        """Classes [N] by which noisy copies vote."""
+
+    def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
+        """Log-probabilities [N, K] and statistics [N, D] of every row."""
 
 
 class CompiledGuard:
@@ -60,19 +93,21 @@ class CompiledGuard:
         """
         # A certificate is about what answers: that must not compute with fewer bits either.
         exact = "certificate.onnx" in graphs
-        self._cheap = _session("cheap.onnx", graphs["cheap.onnx"], threads, device, exact=exact)
+        self._cheap = open_session("cheap.onnx", graphs["cheap.onnx"], threads, device, exact=exact)
         self._expensive = (
-            _session("expensive.onnx", graphs["expensive.onnx"], threads, device, exact=exact)
+            open_session("expensive.onnx", graphs["expensive.onnx"], threads, device, exact=exact)
             if "expensive.onnx" in graphs
             else None
         )
         self._certificate = (
-            _session("certificate.onnx", graphs["certificate.onnx"], threads, device, exact=True)
+            open_session(
+                "certificate.onnx", graphs["certificate.onnx"], threads, device, exact=True
+            )
             if "certificate.onnx" in graphs
             else None
         )
         self._smoothed = (
-            _session("smoothed.onnx", graphs["smoothed.onnx"], threads, device)
+            open_session("smoothed.onnx", graphs["smoothed.onnx"], threads, device)
             if "smoothed.onnx" in graphs
             else None
         )
@@ -84,8 +119,14 @@ class CompiledGuard:
         """Whether there is a second tier."""
         return self._expensive is not None
 
-    def cheap(self, wire: Array) -> CheapResult:
-        """Run the cheap tier on [N, *input shape] of the wire's datatype."""
+    def cheap(self, wire: Array, deadline: float | None = None) -> CheapResult:
+        """Run the cheap tier on [N, *input shape] of the wire's datatype.
+
+        Args:
+            wire: the rows.
+            deadline: of a classifier elsewhere; this one is here.
+
+        """
         found = dict(zip(self._cheap_outputs, self._cheap.run(None, {"wire": wire}), strict=True))
         logits = found.pop("logits")
         statistics = found.pop("statistics", None)
@@ -176,7 +217,7 @@ def log_softmax(logits: Floats) -> Floats:
     return normalised
 
 
-def _session(
+def open_session(
     name: str, graph: bytes, threads: int, device: Device, *, exact: bool = False
 ) -> ort.InferenceSession:
     """Open a graph; `exact` forbids what interval bounds do not cover on CUDA: products of fewer

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.errors import ConfigError
+from firewall.errors import ConfigError, FirewallError
 from firewall.guard.calibration import Booleans, Calibration, Cascade
-from firewall.guard.compiled import CheapResult, CompiledGuard, log_softmax
+from firewall.guard.compiled import CheapResult, GuardGraphs, log_softmax
 from firewall.guard.policy import Policy
 from firewall.guard.verdict import FAULT, UNCERTIFIED, Answer, Decision, Verdict
 
@@ -35,7 +35,7 @@ class LiveGuard:
 
     def __init__(
         self,
-        compiled: CompiledGuard,
+        compiled: GuardGraphs,
         calibration: Calibration,
         policy: Policy,
         *,
@@ -103,7 +103,9 @@ class LiveGuard:
             return Plan(None)
         return Plan(self._active_cascade(client))
 
-    def screen(self, wire: npt.NDArray[Any], plans: Sequence[Plan]) -> Answer:
+    def screen(
+        self, wire: npt.NDArray[Any], plans: Sequence[Plan], *, deadline: float | None = None
+    ) -> Answer:
         """Decide a batch.
 
         A stage that fails is a fault of its rows and never an absence: the policy's `on_fault`
@@ -112,16 +114,21 @@ class LiveGuard:
         Args:
             wire: [N, *input shape] of the wire's datatype, validated.
             plans: one a row.
+            deadline: `time.monotonic()` by which the answer is due; a classifier elsewhere is told.
 
         """
         try:
-            cheap = self.compiled.cheap(wire)
+            cheap = self.compiled.cheap(wire, deadline)
+        except FirewallError:
+            # A classifier elsewhere has said why.
+            raise
         except Exception:
             # Without the classifier's own pass there is nothing to answer, whatever the policy.
             log.exception("the cheap tier failed on a batch of %d", len(wire))
             raise
         decisions: list[Decision | None] = [None] * len(wire)
-        outputs = log_softmax(cheap.logits) if self._log_outputs else cheap.logits.copy()
+        own = cheap.logits if cheap.answers is None else cheap.answers
+        outputs = log_softmax(cheap.logits) if self._log_outputs else own.copy()
         for cascade in {id(plan.cascade): plan.cascade for plan in plans}.values():
             rows = np.array([n for n, plan in enumerate(plans) if plan.cascade is cascade])
             if cascade is None:

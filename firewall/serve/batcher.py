@@ -2,7 +2,8 @@
 
 There is no timer and no thread of its own. The first caller to find the guard idle runs it, on
 every row that is queued by then; whoever comes meanwhile queues, and when the run ends the first of
-them leads the next one. So an idle server answers at once, and a busy one batches by itself.
+them leads the next one. So an idle server answers at once, and a busy one batches by itself. A
+guard that waits for another server can run several batches at a time.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Batcher(Generic[Work, Result]):
         *,
         batch_rows: int,
         queue_rows: int,
+        lanes: int = 1,
         observe: Callable[[int, float], None] = lambda rows, waited: None,
     ) -> None:
         """Nothing runs until `submit`.
@@ -51,6 +53,7 @@ class Batcher(Generic[Work, Result]):
             run: one result for each piece of work; an exception is everyone's in the batch.
             batch_rows: rows a batch holds at most; a larger piece of work runs alone.
             queue_rows: rows that may wait; more is `Overloaded`.
+            lanes: batches that run at a time.
             observe: told rows of a batch and seconds that its first piece waited.
 
         """
@@ -61,7 +64,8 @@ class Batcher(Generic[Work, Result]):
         self._lock = threading.Lock()
         self._queue: deque[_Item[Work, Result]] = deque()
         self._queued = 0
-        self._busy = False
+        self._lanes = lanes
+        self._running = 0
         self._row_seconds = 0.0
 
     @property
@@ -91,8 +95,9 @@ class Batcher(Generic[Work, Result]):
                 )
             self._queue.append(item)
             self._queued += rows
-            if not self._busy:
-                self._busy = item.leads = True
+            if self._running < self._lanes:
+                self._running += 1
+                item.leads = True
         if not item.leads:
             # Registered only by those who wait: a running batch is not interrupted.
             if not call.on_cancel(lambda: self._abandon(item, Cancelled("the caller went away"))):
@@ -105,6 +110,11 @@ class Batcher(Generic[Work, Result]):
                 )
         if item.leads and not item.done:
             self._lead(item)
+        while not item.done:
+            # Another lane runs it. Whoever sets `done` sets `wake` after it.
+            item.wake.clear()
+            if not item.done:
+                item.wake.wait()
         if item.error is not None:
             raise item.error
         assert item.result is not None
@@ -125,18 +135,20 @@ class Batcher(Generic[Work, Result]):
         try:
             while not own.done:
                 batch = self._take()
-                if batch:
-                    self._work(batch)
+                if not batch:
+                    # Taken by another lane, or late.
+                    break
+                self._work(batch)
         finally:
             with self._lock:
                 own.leads = False
-                # The oldest that still waits leads next.
-                if self._queue:
-                    heir = self._queue[0]
+                # The oldest that still waits leads next, unless it does already in another lane.
+                heir = next((one for one in self._queue if not one.leads), None)
+                if heir is not None:
                     heir.leads = True
                     heir.wake.set()
                 else:
-                    self._busy = False
+                    self._running -= 1
 
     def _take(self) -> list[_Item[Work, Result]]:
         """The next batch, less what is late by now."""

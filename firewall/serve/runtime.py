@@ -13,29 +13,52 @@ import numpy.typing as npt
 
 from firewall.bundle.manifest import Manifest
 from firewall.bundle.store import Bundle
-from firewall.errors import BundleMalformed, NotFound, NotReady, Overloaded, Unsupported
+from firewall.errors import (
+    BundleMalformed,
+    ConfigError,
+    NotFound,
+    NotReady,
+    Overloaded,
+    Unsupported,
+)
 from firewall.guard.calibration import Calibration
 from firewall.guard.certificate import Certificate, interval_certificates
-from firewall.guard.compiled import CompiledGuard, Device
+from firewall.guard.compiled import CompiledGuard, Device, GuardGraphs
 from firewall.guard.live import LiveGuard, Plan
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import NUMPY_DTYPES
-from firewall.guard.selftest import SelfTest
+from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec
+from firewall.guard.selftest import SelfTest, same_classifier
 from firewall.guard.smoothing import Smoothing
 from firewall.guard.verdict import Answer, Verdict
 from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher
 from firewall.serve.call import Call
 from firewall.serve.metrics import Metrics
+from firewall.serve.watch import Watch
 
+#: Batches that are with a classifier elsewhere at a time.
+_LANES = 4
 #: Requests for certificates that are answered at a time, by model.
 _CERTIFYING = 2
 
 
 def load_guard(
-    bundle: Bundle, policy: Policy, *, threads: int = 0, device: Device = "cpu"
+    bundle: Bundle,
+    policy: Policy,
+    *,
+    threads: int = 0,
+    device: Device = "cpu",
+    classifier: RemoteClassifier | None = None,
 ) -> LiveGuard:
     """A guard from a checked bundle.
+
+    Args:
+        bundle: checked.
+        policy: what the operator wants.
+        threads: of one inference; 0 is one a core.
+        device: `cpu` or `cuda`.
+        classifier: served elsewhere, of a bundle without one.
 
     Raises:
         BundleError: a graph or the calibration does not fit the manifest.
@@ -44,8 +67,16 @@ def load_guard(
 
     """
     manifest = bundle.manifest
-    if manifest.classifier.kind != "embedded":
-        raise Unsupported("bundle: guards around a remote classifier cannot be served yet")
+    remote = manifest.classifier.kind == "remote"
+    if remote and classifier is None:
+        raise ConfigError(
+            f"bundle {manifest.name!r} has no classifier of its own; say where it is served with "
+            "--upstream grpc://host:port/model"
+        )
+    if not remote and classifier is not None:
+        raise ConfigError(
+            f"--upstream: bundle {manifest.name!r} has its classifier inside; leave it out"
+        )
     calibration = Calibration.from_json(bundle.files["calibration.json"])
     detectors = {stage.name for stage in manifest.guard.of("detector")}
     if set(calibration.detectors) != detectors:
@@ -56,8 +87,21 @@ def load_guard(
     _ = bundle.labels  # of the right number, or an error now
     read_selftest(bundle)
     read_smoothing(bundle)
+    compiled: GuardGraphs
+    if classifier is not None:
+        compiled = RemoteGuard(
+            bundle.files,
+            RemoteSpec.from_json(bundle.files["remote.json"]),
+            calibration.detectors,
+            calibration.cheap,
+            classifier,
+            threads=threads,
+            device=device,
+        )
+    else:
+        compiled = CompiledGuard(bundle.files, threads=threads, device=device)
     return LiveGuard(
-        CompiledGuard(bundle.files, threads=threads, device=device),
+        compiled,
         calibration,
         policy,
         model=manifest.name,
@@ -114,6 +158,7 @@ class Certified:
 class _Rows:
     wire: npt.NDArray[Any]
     plans: tuple[Plan, ...]
+    deadline: float | None
 
 
 class ServedModel:
@@ -137,10 +182,16 @@ class ServedModel:
         self._metrics = metrics
         self._audit = audit
         self._ready = False
+        self._watch: Watch | None = None
+        if isinstance(guard.compiled, RemoteGuard):
+            remote = guard.compiled
+            self._watch = Watch(remote.classifier, lambda: same_classifier(self._selftest, remote))
         self._batcher: Batcher[_Rows, Answer] = Batcher(
             self._run,
             batch_rows=batch_rows,
             queue_rows=queue_rows,
+            # One batch computes at a time; of those that wait for another server, several may.
+            lanes=_LANES if isinstance(guard.compiled, RemoteGuard) else 1,
             observe=lambda rows, waited: metrics.batch(self.name, rows, waited),
         )
         # Certificates cost many passes: they may not take every thread from predictions.
@@ -155,8 +206,8 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether the self-test has passed."""
-        return self._ready
+        """Whether the self-test has passed, and a classifier elsewhere can be asked."""
+        return self._ready and (self._watch is None or self._watch.up)
 
     def self_test(self) -> None:
         """Compare with what the bundle recorded; ready afterwards.
@@ -167,6 +218,18 @@ class ServedModel:
         """
         self._selftest.run(self.guard.compiled)
         self._ready = True
+        if self._watch is not None:
+            self._watch.start()
+
+    @property
+    def remote(self) -> bool:
+        """Whether its classifier is elsewhere, and may come and go."""
+        return self._watch is not None
+
+    def close(self) -> None:
+        """Let go of a classifier elsewhere."""
+        if self._watch is not None:
+            self._watch.stop()
 
     def answer(self, wire: npt.NDArray[Any], call: Call) -> Answer:
         """Screen a batch of one request, together with whatever else waits.
@@ -178,8 +241,11 @@ class ServedModel:
         """
         if not self._ready:
             raise NotReady(f"model {self.name!r} has not passed its self-test yet")
+        if not self.ready:
+            raise NotReady(f"model {self.name!r}: the classifier behind it cannot be asked")
         plan = self.guard.plan(call.client)
-        answer = self._batcher.submit(_Rows(wire, (plan,) * len(wire)), len(wire), call)
+        rows = _Rows(wire, (plan,) * len(wire), call.deadline)
+        answer = self._batcher.submit(rows, len(wire), call)
         for row, decision in enumerate(answer.decisions):
             self._metrics.decided(self.name, decision)
             self._audit.decided(
@@ -258,12 +324,15 @@ class ServedModel:
 
     def _run(self, work: list[_Rows]) -> list[Answer]:
         start = time.perf_counter()
+        # The latest: one caller's haste may not end the work of the others.
+        ends = [rows.deadline for rows in work]
+        deadline = None if None in ends else max(end for end in ends if end is not None)
         if len(work) == 1:
-            answers = [self.guard.screen(work[0].wire, work[0].plans)]
+            answers = [self.guard.screen(work[0].wire, work[0].plans, deadline=deadline)]
         else:
             wire = np.concatenate([rows.wire for rows in work])
             plans = [plan for rows in work for plan in rows.plans]
-            whole = self.guard.screen(wire, plans)
+            whole = self.guard.screen(wire, plans, deadline=deadline)
             answers, first = [], 0
             for rows in work:
                 last = first + len(rows.wire)

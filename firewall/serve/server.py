@@ -32,6 +32,8 @@ from firewall.wire import firewall_pb2, open_inference_pb2
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+#: Seconds between looks at classifiers elsewhere.
+_FOLLOW = 0.5
 #: Seconds without a new request after which clients are taken to have gone elsewhere.
 _QUIET = 0.2
 #: Seconds for which new requests are turned away, at most, once running ones have ended.
@@ -80,6 +82,8 @@ class Server:
         self._settings = settings
         self._metrics = metrics
         self._draining = threading.Event()
+        #: Readiness, as it was last told.
+        self._said = False
         names = (NATIVE.full_name, OPEN_INFERENCE.full_name)
         self._services: Sequence[str] = ("", *names)
         self._workers = Workers(settings.threads, "rpc")
@@ -145,8 +149,21 @@ class Server:
         except BaseException:
             self.stop(grace=0.0)
             raise
-        self._set_health(_SERVING)
-        self._metrics.ready(True)
+        self._follow()
+        if any(model.remote for model in self._models):
+            threading.Thread(target=self._follows, name="readiness", daemon=True).start()
+
+    def _follows(self) -> None:
+        """Readiness of classifiers elsewhere, which come and go."""
+        while not self._draining.wait(_FOLLOW):
+            self._follow()
+
+    def _follow(self) -> None:
+        ready = self.ready()
+        if ready is not self._said:
+            self._said = ready
+            self._set_health(_SERVING if ready else _NOT_SERVING)
+            self._metrics.ready(ready)
 
     def stop(self, grace: float | None = None) -> None:
         """Refuse new requests, let running ones end, and free the ports.
@@ -168,6 +185,8 @@ class Server:
                 self._server.stop(min(1.0, self._settings.grace)).wait()
                 break
         self._http.close()
+        for model in self._models:
+            model.close()
 
     def _turn_away(self, end: float) -> None:
         """Answer what runs and say UNAVAILABLE to what comes, until nothing comes any more.

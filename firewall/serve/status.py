@@ -22,6 +22,7 @@ from firewall.errors import (
     Overloaded,
     Refused,
     Unsupported,
+    UpstreamError,
 )
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,10 @@ def to_status(error: Exception, request_id: str) -> Status:
     for kind, code in CODES:
         if isinstance(error, kind):
             return _status(code, str(error), _details(error, request_id), request_id)
+    if isinstance(error, UpstreamError):
+        log.error("request %s: %s", request_id, error)
+        text = f"the classifier behind this firewall failed, request id {request_id}"
+        return _status(grpc.StatusCode[error.status], text, [], request_id)
     log.error("request %s failed", request_id, exc_info=error)
     return _status(
         grpc.StatusCode.INTERNAL, f"internal error, request id {request_id}", [], request_id

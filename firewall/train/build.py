@@ -24,7 +24,7 @@ from firewall.guard.assemble import assemble
 from firewall.guard.calibration import Calibration, Combination
 from firewall.guard.classifier import Classifier
 from firewall.guard.compile import compile_denoised, compile_embedded
-from firewall.guard.compiled import CompiledGuard
+from firewall.guard.compiled import CompiledGuard, GuardGraphs
 from firewall.guard.live import LiveGuard
 from firewall.guard.parity import check_denoised, check_parity
 from firewall.guard.policy import Policy
@@ -247,7 +247,7 @@ class Measured:
 
 
 def measure_rows(
-    compiled: CompiledGuard,
+    compiled: GuardGraphs,
     calibration: Calibration,
     wire: npt.NDArray[Any],
     log_outputs: bool,

@@ -32,12 +32,14 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "train": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
     "evaluation": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
     "demo": ("firewall.serve", "firewall.cli", "grpc"),
+    "protocol": ("firewall.serve", "firewall.client", "firewall.guard", "firewall.stages",
+                 "firewall.train", "firewall.attack", "torch", "onnxruntime", "prometheus_client"),
     "client": ("firewall.serve", "firewall.stages", "firewall.train", "firewall.attack",
                   "torch", "onnxruntime", "prometheus_client"),
 }  # fmt: skip
 #: Modules of `guard` that a server imports.
 TORCH_FREE = ("spec", "compiled", "calibration", "policy", "verdict", "live", "preprocess",
-              "selftest", "offline")  # fmt: skip
+              "selftest", "offline", "remote")  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

@@ -147,3 +147,36 @@ def test_an_exception_reaches_everyone_in_the_batch_and_the_next_batch_runs() ->
 def test_a_batch_larger_than_the_limit_runs_alone() -> None:
     one = batcher(lambda work: work, batch_rows=2)
     assert one.submit(7, 50, Call.local()) == 7
+
+
+def test_several_lanes_run_at_a_time_and_lose_nothing() -> None:
+    """Of a guard that waits for another server: two batches are away at once, and no third."""
+    lock = threading.Lock()
+    now = most = 0
+
+    def run(work: list[int]) -> list[int]:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.005)
+        with lock:
+            now -= 1
+        return [2 * one for one in work]
+
+    batcher: Batcher[int, int] = Batcher(run, batch_rows=3, queue_rows=1000, lanes=2)
+    found: dict[int, int] = {}
+
+    def ask(number: int) -> None:
+        found[number] = batcher.submit(number, 1, Call.local(20.0))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == {number: 2 * number for number in range(60)}
+    assert most == 2
+    assert batcher.queued_rows == 0
+    # Idle again: the next one runs at once.
+    assert batcher.submit(7, 1, Call.local(5.0)) == 14

@@ -25,7 +25,7 @@ class Broken(CompiledGuard):
         self.spoil: str = ""
         self.expensive_rows: list[int] = []
 
-    def cheap(self, wire: Any) -> CheapResult:
+    def cheap(self, wire: Any, deadline: float | None = None) -> CheapResult:
         found = super().cheap(wire)
         if self.spoil == "cheap statistic":
             found.statistics[1, 0] = np.nan

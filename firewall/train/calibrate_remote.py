@@ -1,0 +1,300 @@
+"""A bundle for a classifier that is served elsewhere, and whose weights nobody here sees."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from firewall import __version__
+from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, ThreatModel
+from firewall.bundle.signing import Signer
+from firewall.bundle.store import write_bundle
+from firewall.errors import ConfigError, EvidenceMissing, ParityError
+from firewall.guard.assemble import assemble
+from firewall.guard.calibration import Calibration, Combination, least_sample
+from firewall.guard.compile import Post, compile_remote, example, input_only
+from firewall.guard.graph import Guard
+from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec, Replay
+from firewall.guard.selftest import SelfTest
+from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
+from firewall.guard.wire_input import WireInput
+from firewall.stages import RAW, Evidence, Fittable, Learner
+from firewall.stages.registry import Registry
+from firewall.train.build import measure_rows
+from firewall.train.card import render
+from firewall.train.measure import false_positives
+
+#: What guards a classifier of which nothing but answers can be had: views of the image, and what
+#: the image itself tells. The classifier answers for itself: no ensemble.
+DEFAULT = GuardSpec(
+    stages=(
+        StageSpec(kind="denoiser", name="blur", plugin="gaussian-blur", config={"sigma": 1.3}),
+        StageSpec(kind="denoiser", name="median", plugin="median"),
+        StageSpec(kind="detector", name="noise-floor", plugin="noise-floor"),
+        StageSpec(kind="detector", name="view-consistency", plugin="view-consistency"),
+    )
+)
+#: Shares of the images by which stages are fitted, and on which the promise is measured.
+_FIT, _HELD = 0.2, 0.2
+_BATCH = 16
+#: Deviations between ONNX and torch that are allowed.
+_RELATIVE, _ABSOLUTE = 1e-3, 1e-4
+
+
+@dataclass(frozen=True)
+class RemoteIdentity:
+    """How the bundle is called, and what its classifier is.
+
+    Attributes:
+        name: model name under which it is served: the classifier's own, so that clients stay as
+            they are.
+        version: of the bundle.
+        architecture: what the classifier is, for people.
+        labels: names of its classes.
+        output: name of its output tensor.
+        probabilities: whether that holds probabilities and not logits.
+        seed: of every draw.
+
+    """
+
+    name: str
+    version: str
+    architecture: str
+    labels: tuple[str, ...]
+    output: str
+    probabilities: bool = False
+    seed: int = 0
+
+
+def calibrate_remote(
+    target: Path,
+    classifier: RemoteClassifier,
+    wire: npt.NDArray[Any],
+    identity: RemoteIdentity,
+    input_spec: InputSpec,
+    preprocessing: Preprocessing,
+    signer: Signer,
+    registry: Registry,
+    *,
+    guard_spec: GuardSpec = DEFAULT,
+    rate: float = 0.01,
+    combination: Combination = "fisher",
+    progress: Callable[[str], None] = lambda step: None,
+) -> str:
+    """Make a bundle; returns its digest.
+
+    Args:
+        target: a directory that does not exist yet.
+        classifier: is asked about every image and every view of it, twice.
+        wire: [N, *input shape] clean images, as clients send them.
+        identity: names.
+        input_spec: what clients send.
+        preprocessing: of encoded images.
+        signer: whose signature the bundle gets.
+        registry: plugins.
+        guard_spec: stages; none may learn from forgeries, which take the classifier's gradient.
+        rate: false positives that it must be able to promise.
+        combination: of the detectors' p-values.
+        progress: told each step.
+
+    Raises:
+        FirewallError: a step failed; nothing is left at `target`.
+
+    """
+    parts = _parts(len(wire), rate, identity.seed)
+    progress("assembling the guard")
+    guard = assemble(guard_spec, registry, None)
+    halves = RemoteSpec(
+        output="probabilities" if identity.probabilities else "logits",
+        pre=tuple(input_only(guard)),
+        post=tuple(name for name in guard.detectors if name not in input_only(guard)),
+        views=len(guard.denoisers),
+    )
+    progress("fitting the stages")
+    fitted = _fit(guard, classifier, halves, wire[parts["fit"]], input_spec, identity.seed)
+    progress("compiling to ONNX")
+    graphs = compile_remote(guard, input_spec, len(identity.labels))
+    detectors = (*guard.tier("cheap"), *guard.tier("expensive"))
+    cheap = len(guard.tier("cheap"))
+    remote = RemoteGuard(graphs, halves, detectors, cheap, classifier)
+    progress("comparing ONNX with torch")
+    _check_parity(guard, remote, halves, input_spec, len(identity.labels))
+    progress(f"calibrating on {len(parts['a'])} + {len(parts['b'])} images")
+    calibration = Calibration(
+        detectors=detectors,
+        cheap=cheap,
+        part_a=remote.both(wire[parts["a"]], _BATCH)[1].astype(np.float64),
+        part_b=remote.both(wire[parts["b"]], _BATCH)[1].astype(np.float64),
+        # Everything is asked in one call: nothing is saved by judging on a part of it.
+        escalation=1.0,
+        combination=combination,
+    )
+    progress(f"measuring false positives on {len(parts['held'])} held-out images")
+    held = wire[parts["held"]]
+    measured = measure_rows(
+        remote, calibration, held, bool(guard_spec.of("ensemble")), batch=_BATCH
+    )
+    evaluation = {
+        "held_out": false_positives(measured.p_values, np.arange(len(held))),
+        "reference": None,
+    }
+    manifest = Manifest(
+        name=identity.name,
+        version=identity.version,
+        classifier=ClassifierSpec(
+            kind="remote", architecture=identity.architecture, classes=len(identity.labels)
+        ),
+        input=input_spec,
+        output=identity.output,
+        preprocessing=preprocessing,
+        guard=guard_spec,
+        # Nothing is claimed.
+        threat_model=ThreatModel(norm="linf", radius=4 / 255, evaluated=()),
+        provenance=Provenance(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            producer=f"robustness-firewall {__version__}",
+            recipe="0" * 64,
+            seed=identity.seed,
+            libraries={
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "onnx": version("onnx"),
+                "numpy": np.__version__,
+            },
+            data={part: (f"{len(rows)} images",) for part, rows in parts.items()},
+            fitted=fitted,
+        ),
+        files={},
+    )
+    progress("signing and writing the bundle")
+    files = {
+        **graphs,
+        "remote.json": halves.to_json(),
+        "calibration.json": calibration.to_json(),
+        "labels.json": json.dumps(list(identity.labels)).encode(),
+        "selftest.npz": SelfTest.record(remote, held[:2]).to_npz(),
+        "evaluation.json": json.dumps(evaluation, indent=1).encode(),
+        "MODEL_CARD.md": render(manifest, calibration, evaluation).encode(),
+    }
+    return write_bundle(target, manifest, files, signer)
+
+
+def _parts(rows: int, rate: float, seed: int) -> dict[str, npt.NDArray[np.intp]]:
+    """Disjoint rows to fit, for both parts of calibration, and held out."""
+    fit, held = round(_FIT * rows), round(_HELD * rows)
+    each, need = (rows - fit - held) // 2, least_sample(rate)
+    if each < need:
+        wanted = int(np.ceil(2 * need / (1 - _FIT - _HELD))) + 2
+        raise ConfigError(
+            f"--false-positive-rate: {rate:g} needs about {wanted} images; {rows} were given: "
+            "bring more, or choose a higher rate"
+        )
+    order = np.random.default_rng(seed).permutation(rows)
+    ends = np.cumsum([fit, each, each])
+    return dict(zip(("fit", "a", "b", "held"), np.split(order, ends), strict=True))
+
+
+def _fit(
+    guard: Guard,
+    classifier: RemoteClassifier,
+    halves: RemoteSpec,
+    wire: npt.NDArray[Any],
+    spec: InputSpec,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Fit what is fitted on clean evidence; figures by stage."""
+    stages: dict[str, Any] = {**guard.denoisers, **guard.detectors}
+    if guard.ensemble is not None:
+        stages["ensemble"] = guard.ensemble
+    learners = [name for name, stage in stages.items() if isinstance(stage, Learner)]
+    if learners:
+        raise EvidenceMissing(
+            f"stage {learners[0]!r} learns from forgeries, which take the classifier's gradient; a "
+            "remote classifier gives none"
+        )
+    fittable = {name: stage for name, stage in stages.items() if isinstance(stage, Fittable)}
+    if not fittable:
+        return {}
+    rng = torch.Generator().manual_seed(seed)
+    evidence = _evidence(guard, classifier, halves, wire, spec)
+    return {name: stage.fit(evidence, rng).figures for name, stage in fittable.items()}
+
+
+def _evidence(
+    guard: Guard,
+    classifier: RemoteClassifier,
+    halves: RemoteSpec,
+    wire: npt.NDArray[Any],
+    spec: InputSpec,
+) -> Evidence:
+    """What the guard sees of clean rows, the classifier asked as it is when serving."""
+    images = WireInput(spec)
+    raw: list[torch.Tensor] = []
+    views: dict[str, list[torch.Tensor]] = {name: [] for name in guard.denoisers}
+    logits: dict[str, list[torch.Tensor]] = {name: [] for name in (RAW, *guard.denoisers)}
+    with torch.no_grad():
+        for start in range(0, len(wire), _BATCH):
+            part = torch.from_numpy(np.ascontiguousarray(wire[start : start + _BATCH]))
+            x = images(part)
+            seen = guard.views(x)
+            asked = torch.cat([part, *(images.back(view) for view in seen.values())])
+            said = classifier.infer(asked.contiguous().numpy(), None)
+            if halves.output == "probabilities":
+                said = np.log(np.maximum(said, 1e-12)).astype(np.float32)
+            by_view = torch.from_numpy(said).reshape(len(seen) + 1, len(part), -1)
+            raw.append(x)
+            for index, name in enumerate(logits):
+                logits[name].append(by_view[index])
+            for name, view in seen.items():
+                views[name].append(view)
+    return Evidence(
+        raw=torch.cat(raw),
+        views={name: torch.cat(parts) for name, parts in views.items()},
+        logits={name: torch.cat(parts) for name, parts in logits.items()},
+    )
+
+
+def _check_parity(
+    guard: Guard, remote: RemoteGuard, halves: RemoteSpec, spec: InputSpec, classes: int
+) -> None:
+    """Both halves as served against torch, around answers that are drawn.
+
+    Raises:
+        ParityError: they differ.
+
+    """
+    for rows in (1, 2, 17):
+        wire = example(spec, rows, seed=rows)
+        draws = torch.Generator().manual_seed(rows)
+        said = torch.randn(halves.views + 1, rows, classes, generator=draws)
+        answers = said.reshape(-1, classes)
+        if halves.output == "probabilities":
+            answers = answers.softmax(dim=1)
+            said = answers.clamp_min(1e-12).log().reshape(said.shape)
+        found = remote.with_classifier(Replay(answers.numpy())).both(wire.numpy(), batch=rows)
+        with torch.no_grad():
+            post = Post(guard, spec)
+            expected = post(wire, said)
+            x = WireInput(spec)(wire)
+            before = {name: guard.detectors[name](Evidence(raw=x)) for name in halves.pre}
+        after = dict(zip(halves.post, expected[1].T if halves.post else [], strict=True))
+        order = (*guard.tier("cheap"), *guard.tier("expensive"))
+        statistics = torch.stack([(before | after)[name] for name in order], dim=1)
+        for name, want, got in (
+            ("log_probabilities", expected[0].numpy(), found[0]),
+            ("statistics", statistics.numpy(), found[1]),
+        ):
+            if want.shape != got.shape or not np.allclose(
+                want, got, rtol=_RELATIVE, atol=_ABSOLUTE
+            ):
+                raise ParityError(f"{name} at batch {rows}: ONNX and torch differ")
