@@ -5,22 +5,24 @@
 The recipe NAME says data, network, schedule and generator; a run of `benchmarks.recipes` in the
 same work folder is gone on with. The arms: real images only; samples of a normal distribution for
 each class; samples of the GAN; those that the screen left. Each arm but the first chooses its share
-of a batch on selection data, with the first seed. Then each is trained with three seeds, and the
-first 1,000 sealed test images are attacked by APGD with cross-entropy, targeted APGD and Square.
-Intervals resample seeds and images.
+of a batch on selection data, with a seed of its own; then every arm is trained with other seeds,
+and the first 1,000 sealed test images are attacked by APGD with cross-entropy, targeted APGD and
+Square. Labels are smoothed in no arm: that alone moves robust accuracy. An interval has the spread
+of seeds (Student's t) and that of images.
 Writes `benchmarks/results/NAME/result.json` and pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import stats
 
 from benchmarks.environment import environment
 from benchmarks.standing import standing
@@ -35,6 +38,7 @@ from firewall.stages.registry import Registry
 from firewall.train.augmentation import best_ratio, generated_images, load_generated
 from firewall.train.fit_network import Images, fit_network
 from firewall.train.gan.audit import audit
+from firewall.train.gan.extractor import fit_extractor
 from firewall.train.networks import make_network
 from firewall.train.parts import data_step, read_parts
 from firewall.train.recipe import Recipe, load
@@ -45,7 +49,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS, TESTED = 3, 1000
 STEPS, TARGETED, QUERIES = 50, 30, 1000
 REAL, SCREENED = "real only", "GAN, screened"
-_BOOTSTRAPS = 10_000
+#: The seed with which shares are chosen; no arm is measured with it.
+CHOOSING = 1000
+
+
+@cache
+def own_code() -> str:
+    """Of what decides the figures beside the package: another version of it starts anew."""
+    return hashlib.sha256(
+        b"".join(
+            (Path(__file__).parent / name).read_bytes() for name in ("generated.py", "standing.py")
+        )
+    ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ def train(task: Task) -> Path:
         "seed": recipe.seed + task.seed,
         "source": digest(task.source) if task.source else None,
         "ratio": task.ratio,
+        "benchmark": own_code(),
     }
     return steps.run("arm", inputs, partial(_train, task, recipe, parts))
 
@@ -85,8 +101,7 @@ def _train(task: Task, recipe: Recipe, parts: dict[str, Any], folder: Path) -> N
     network = make_network(recipe.network, shape, classes, recipe.seed + task.seed)
     generated = None
     if task.source is not None:
-        assert recipe.augment is not None
-        generated = load_generated(task.source, task.ratio, recipe.augment.smoothing, classes)
+        generated = load_generated(task.source, task.ratio, 0.0, classes)
     name = f"{task.arm}, {task.ratio:.0%}, seed {task.seed}"
     log = fit_network(
         network, images(parts["train"]), images(parts["selection"]), recipe.train.schedule(),
@@ -101,7 +116,8 @@ def attack(task: Task) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """[N] each: test images that the network is right about, and that stand."""
     place = train(task)
     recipe, parts, steps, _ = opened(task.recipe, task.work)
-    inputs = {"arm": digest(place), "effort": [TESTED, STEPS, TARGETED, QUERIES]}
+    effort = [TESTED, STEPS, TARGETED, QUERIES]
+    inputs = {"arm": digest(place), "effort": effort, "benchmark": own_code()}
     found = steps.run("attacked", inputs, partial(_attack, task, recipe, parts, place))
     with np.load(found / "rows.npz") as arrays:
         return arrays["right"], arrays["stands"]
@@ -155,34 +171,46 @@ def reached(task: Task) -> float:
     return max(float(epoch[recipe.train.choose]) for epoch in log)
 
 
-def resampled(rows: npt.NDArray[Any], seed: int = 0) -> tuple[float, float]:
-    """95 % of the mean of [seeds, N], with seeds and images drawn again."""
-    rng = np.random.default_rng(seed)
+def spread(rows: npt.NDArray[Any]) -> tuple[float, float]:
+    """95 % around the mean of [seeds, N]: Student's t over seeds, and a normal one over images."""
     seeds, count = rows.shape
-    means = np.empty(_BOOTSTRAPS)
-    for number in range(_BOOTSTRAPS):
-        drawn = rows[rng.integers(0, seeds, seeds)].mean(axis=0)
-        means[number] = drawn[rng.integers(0, count, count)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    of_seeds = stats.t.ppf(0.975, seeds - 1) * rows.mean(axis=1).std(ddof=1) / seeds**0.5
+    of_images = stats.norm.ppf(0.975) * rows.mean(axis=0).std(ddof=1) / count**0.5
+    half = float(np.hypot(of_seeds, of_images))
+    return float(rows.mean()) - half, float(rows.mean()) + half
 
 
 def judged(path: Path, work: Path, made: dict[str, Path]) -> dict[str, Any]:
-    """Scores of the GAN's images before and after the screen, on the sealed test images."""
-    recipe, parts, steps, data = opened(path, work)
-    found: dict[str, Any] = {}
-    for arm in (SCREENED, "GAN", "Gaussian"):
-        generated = load_generated(made[arm], 0.5, 0.0, len(parts["train"].labels)).images
-        graph = (made[SCREENED] / "extractor.onnx").read_bytes()
+    """Scores of each arm's images on the sealed test images.
 
-        def work_on(folder: Path, generated: Images = generated, graph: bytes = graph) -> None:
+    By an extractor of another seed than the one that screened: what was chosen by a network would
+    look the better to it.
+    """
+    recipe, parts, steps, data = opened(path, work)
+    classes = len(parts["train"].labels)
+    found: dict[str, Any] = {}
+
+    def fit(folder: Path) -> None:
+        graph = fit_extractor(
+            images(parts["train"]), images(parts["selection"]), classes, folder / "state",
+            seed=recipe.seed + CHOOSING, progress=say,
+        )  # fmt: skip
+        (folder / "extractor.onnx").write_bytes(graph)
+
+    judge_of = steps.run("judge", {"data": data, "benchmark": own_code()}, fit)
+    graph = (judge_of / "extractor.onnx").read_bytes()
+    for arm in (SCREENED, "GAN", "Gaussian"):
+        generated = load_generated(made[arm], 0.5, 0.0, classes).images
+
+        def work_on(folder: Path, generated: Images = generated) -> None:
             audit(
                 generated, images(parts["train"]), images(parts["selection"]),
-                images(parts["test"]), len(parts["train"].labels), folder,
+                images(parts["test"]), classes, folder,
                 graph=graph, seed=recipe.seed, progress=say,
             )  # fmt: skip
 
-        place = steps.run("audit", {"data": data, "of": digest(made[arm])}, work_on)
+        inputs = {"of": digest(made[arm]), "judge": digest(judge_of), "benchmark": own_code()}
+        place = steps.run("audit", inputs, work_on)
         found[arm] = json.loads((place / "judge.json").read_text())
         if arm == "GAN":
             found["pictures"] = place
@@ -205,11 +233,11 @@ def main() -> None:
     scores = judged(path, work, made)
     pictures = scores.pop("pictures")
     first = {
-        (arm, ratio): Task(path, work, arm, source, ratio, 0)
+        (arm, ratio): Task(path, work, arm, source, ratio, CHOOSING)
         for arm, source in made.items()
         for ratio in recipe.augment.ratios
     }
-    first[REAL, 0.0] = Task(path, work, REAL, None, 0.0, 0)
+    first[REAL, 0.0] = Task(path, work, REAL, None, 0.0, CHOOSING)
     context = get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
         list(pool.map(train, first.values()))
@@ -232,14 +260,16 @@ def main() -> None:
         ahead = stands.astype(float) - base
         arms[arm] = {
             "robust_accuracy": float(stands.mean()),
-            "interval": resampled(stands),
+            "interval": spread(stands),
             "clean_accuracy": float(right.mean()),
             "seeds": SEEDS,
             "by_seed": stands.mean(axis=1).tolist(),
-            "steps": -(-len(parts["train"]) // recipe.train.batch) * recipe.train.schedule().epochs,
+            # The last, incomplete batch of an epoch is left out.
+            "steps": max(1, len(parts["train"]) // recipe.train.batch)
+            * recipe.train.schedule().epochs,
             "ratio": chosen[arm],
             "selection": {f"{r:g}": v for (one, r), v in reach.items() if one == arm},
-            "ahead_of_real": {"value": float(ahead.mean()), "interval": resampled(ahead)},
+            "ahead_of_real": {"value": float(ahead.mean()), "interval": spread(ahead)},
         }
     values = {0.0: reach[REAL, 0.0]} | {
         ratio: value for (arm, ratio), value in reach.items() if arm == SCREENED

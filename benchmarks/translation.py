@@ -16,6 +16,8 @@ Writes `benchmarks/results/translation/`: result.json, looks.png.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,7 +41,7 @@ from firewall.train.gan.fit_paired import shrunk
 from firewall.train.gan.grid import write_grid
 from firewall.train.networks import NetworkSpec, make_network
 from firewall.train.objectives import Standard
-from firewall.train.steps import write_json
+from firewall.train.steps import code_digest, write_json
 
 OUT = Path(__file__).parent / "results" / "translation"
 #: Images of each look, test images, and those of a lesson.
@@ -193,7 +195,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     measured_in = environment(("torch", "numpy", "scikit-image"))
+    # Of these settings and this code alone: a checkpoint of others is none of ours.
+    told = json.dumps([arguments.steps, SIDE, code_digest(), Path(__file__).read_text()])
     work = arguments.work or Path(tempfile.mkdtemp())
+    work = work / f"translation-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
     folder = arguments.data
     x, y = load_idx(folder / "train-images-idx3-ubyte.gz", folder / "train-labels-idx1-ubyte.gz")
     a, b = load_idx(folder / "t10k-images-idx3-ubyte.gz", folder / "t10k-labels-idx1-ubyte.gz")

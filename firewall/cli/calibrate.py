@@ -50,7 +50,7 @@ def calibrate(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the bundle; the classifier's own.")] = None,
     version: Annotated[str, typer.Option(help="Of the bundle.")] = "1",
-    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every draw.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Calibrate a guard for a served classifier that nobody here sees the weights of."""

@@ -27,6 +27,7 @@ gan_app.add_typer(study_app, name="study")
 
 Folder = Annotated[Path, typer.Argument(help="A generator: steps/generator-* of a recipe's run.")]
 _COLUMNS = 10
+_SEEDS = 2**31 - 1
 
 
 @gan_app.command()
@@ -35,7 +36,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="A picture (.png), or images and labels (.npz).")],
     rows: Annotated[int, typer.Option(min=1, help="Images, over all classes.")] = 100,
     label: Annotated[str | None, typer.Option(help="Of this class alone.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the codes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_SEEDS, help="Of the codes.")] = 0,
 ) -> None:
     """Draw samples."""
     import numpy as np
@@ -50,7 +51,10 @@ def sample(
     made = _made(stored, codes, wanted)
     if out.suffix == ".npz":
         pixels = (made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        np.savez_compressed(out, x=pixels, y=wanted.numpy())
+        try:
+            np.savez_compressed(out, x=pixels, y=wanted.numpy())
+        except OSError as error:
+            raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
     else:
         _draw(made, out, min(each, _COLUMNS))
     print(f"{out}: {len(made)} images", file=sys.stderr)
@@ -84,8 +88,10 @@ def arithmetic(
 def interpolate(
     generator: Folder,
     out: Annotated[Path, typer.Option(help="The picture (.png).")],
-    first: Annotated[int, typer.Option(min=0, help="Seed of the code at one end.")] = 0,
-    last: Annotated[int, typer.Option(min=0, help="Seed of the code at the other.")] = 1,
+    first: Annotated[int, typer.Option(min=0, max=_SEEDS, help="Seed of the code at one end.")] = 0,
+    last: Annotated[
+        int, typer.Option(min=0, max=_SEEDS, help="Seed of the code at the other.")
+    ] = 1,
     steps: Annotated[int, typer.Option(min=2, max=100, help="Images of a row.")] = 10,
 ) -> None:
     """Draw the way from one code to another: a row for each class."""
@@ -126,7 +132,7 @@ def _mean(stored: StoredGenerator, text: str, name: str) -> Tensor:
 
     try:
         seeds = [int(part) for part in text.split(",")]
-        if min(seeds) < 0:
+        if min(seeds) < 0 or max(seeds) > _SEEDS:
             raise ValueError
     except ValueError:
         raise ConfigError(

@@ -26,7 +26,7 @@ Own = Annotated[
 Steps = Annotated[
     int, typer.Option(min=0, help="Of each training on generated and on real images; 0 is none.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of every draw.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every draw.")]
 
 
 def evaluate(
@@ -135,6 +135,8 @@ def _audited(
         graph = extractor.read_bytes() if extractor is not None else None
     except OSError as error:
         raise ConfigError(f"--extractor: {extractor} cannot be read: {error.strerror}") from error
+    if rows < len(labels):
+        raise ConfigError(f"--rows: {rows}; the generator has {len(labels)} classes")
     made = sample(stored.network, rows, seed=seed)
     train, selection, test = (images(parts[name]) for name in ("train", "selection", "test"))
     try:

@@ -25,7 +25,7 @@ def plan(
     out: Annotated[Path, typer.Option(help="Folder of the study; a new one.")],
     mode: Annotated[str, typer.Option(help="timed or unlimited.")] = "timed",
     places: Annotated[int, typer.Option(min=1, max=10_000, help="People that can take part.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every draw.")] = 0,
 ) -> None:
     """Draw pictures and their orders."""
     try:

@@ -39,7 +39,7 @@ def translate(
 ) -> None:
     """Translate images."""
     try:
-        from firewall.train.gan.image_folder import FolderSpec, read_folder, read_image, write_image
+        from firewall.train.gan.image_folder import image_files, read_image, write_image
         from firewall.train.gan.translator import open_translator
     except ImportError as error:
         raise ConfigError(_MISSING) from error
@@ -47,13 +47,11 @@ def translate(
     channels = opened.channels[1] if back else opened.channels[0]
     if channels not in (1, 3):
         raise ConfigError(f"translator: takes images of {channels} channels; expected 1 or 3")
-    if images.is_file():
-        found = read_image(images, channels)
-    else:
-        # Whatever size they have: networks of convolutions take each.
-        spec = FolderSpec(path=str(images), channels=3 if channels == 3 else 1)
-        found = read_folder(spec, Path(), "images")
-    made = opened.translate(found.x.float() / 255, back=back)
-    for name, one in zip(found.names, made, strict=True):
-        write_image(one, out / f"{name}.png")
-    print(f"{out}: {len(made)} images", file=sys.stderr)
+    files = image_files(images)
+    base = images if images.is_dir() else images.parent
+    # One at a time: a folder may hold any number, and of any size that the network takes.
+    for file in files:
+        x = read_image(file, channels).x.float() / 255
+        made = opened.translate(x, back=back)
+        write_image(made[0], (out / file.relative_to(base)).with_suffix(".png"))
+    print(f"{out}: {len(files)} images", file=sys.stderr)

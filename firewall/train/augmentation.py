@@ -26,8 +26,6 @@ from firewall.train.sources import Labelled, images
 from firewall.train.steps import Steps, digest, write_json
 
 Progress = Callable[[str], None]
-#: Generated rows that are judged; a distance matrix of them has to fit.
-_JUDGED = 10_000
 _GRID = 10
 
 
@@ -125,6 +123,8 @@ def make_generated(
         TrainingError: the screen leaves nothing of a class.
 
     """
+    if spec.rows < classes:
+        raise TrainingError(f"augment.rows: {spec.rows}; the data has {classes} classes")
     extractor = Extractor(graph)
     (folder / "extractor.onnx").write_bytes(graph)
     progress(f"generating {spec.rows} images")
@@ -135,9 +135,7 @@ def make_generated(
     )
     held = parts["calibration"]
     progress("judging them")
-    found = judge(
-        extractor, _arrays(parts["train"]), _arrays(held), _arrays(_some(made, _JUDGED, seed))
-    )
+    found = judge(extractor, parts["train"], held, made, seed=seed)
     rows = np.arange(len(made))
     if spec.screen is not None:
         progress("screening them")
@@ -204,15 +202,6 @@ def best_ratio(values: dict[float, float], rows: int) -> float:
     best = max(values, key=lambda ratio: (values[ratio], -ratio))
     error = (2.0 * base * (1.0 - base) / rows) ** 0.5
     return best if values[best] > base + error else 0.0
-
-
-def _some(one: Images, rows: int, seed: int) -> Images:
-    order = torch.randperm(len(one), generator=torch.Generator().manual_seed(seed))[:rows]
-    return Images(one.x[order], one.y[order])
-
-
-def _arrays(one: Images) -> tuple[Any, Any]:
-    return one.x.numpy().astype(np.float32) / np.float32(255), one.y.numpy()
 
 
 def _grid(one: Images, classes: int) -> torch.Tensor:

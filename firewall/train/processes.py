@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
@@ -43,7 +44,10 @@ class Processes:
             return cls()
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        # One of them may train a generator while the others wait.
+        distributed.init_process_group(
+            "nccl" if device == "cuda" else "gloo", timeout=timedelta(days=7)
+        )
         return cls(rank, size)
 
     def leave(self) -> None:

@@ -25,7 +25,7 @@ from firewall.train.gan.attributes import rare
 from firewall.train.gan.augment import diff_augment
 from firewall.train.gan.extractor import Extractor, fit_extractor
 from firewall.train.gan.fit_cycle import CycleSpec, fit_cycle
-from firewall.train.gan.fit_gan import collapsed, fit_gan, saturated
+from firewall.train.gan.fit_gan import GanGame, collapsed, fit_gan, make_players, saturated
 from firewall.train.gan.fit_paired import MadePairs, PairedSpec, edges, fit_paired, shrunk
 from firewall.train.gan.judge import judge
 from firewall.train.gan.latent import arithmetic, direction, interpolate
@@ -590,26 +590,61 @@ def test_copies_are_screened_out(extractor: Extractor) -> None:
 
 
 def test_all_scores_together(extractor: Extractor) -> None:
-    def arrays(data: Images) -> tuple[np.ndarray, np.ndarray]:
-        return data.x.numpy().astype(np.float32) / 255, data.y.numpy()
-
-    good = judge(
-        extractor, arrays(stripes(300, 5)), arrays(stripes(300, 8)), arrays(stripes(300, 9))
-    )
-    bad = judge(
-        extractor,
-        arrays(stripes(300, 5)),
-        arrays(stripes(300, 8)),
-        arrays(gaussian(stripes(300), 300)),
-    )
+    good = judge(extractor, stripes(300, 5), stripes(300, 8), stripes(300, 9))
+    bad = judge(extractor, stripes(300, 5), stripes(300, 8), gaussian(stripes(300), 300))
     assert good["frechet_distance"] < bad["frechet_distance"]
     assert good["frechet_distance"] < 0.2 * good["ceilings"]["noise"]["frechet_distance"]
     assert good["floor"]["frechet_distance"] < good["ceilings"]["class means"]["frechet_distance"]
     assert good["class_agreement"] > 0.95
     assert good["extractor"] == extractor.sha256
     assert set(good["by_class"]) == {"0", "1"}
-    assert 0 <= good["privacy"]["membership_auroc"] <= 1
+    assert set(good["privacy"]) == {
+        "membership_auroc", "true_positives_at", "innocent", "copies", "pixels",
+    }  # fmt: skip
     json.dumps(good)
+
+
+def test_what_leaks_is_looked_for_among_all_images(extractor: Extractor) -> None:
+    """A tenth of the generated images are copies of training images; the test set is small, and
+    neither attack nor search may be cut down to it.
+    """
+    rng = np.random.default_rng(3)
+
+    def noisy(data: Images) -> Images:
+        x = data.x.numpy().astype(np.int64) + rng.integers(-60, 61, data.x.shape)
+        return Images(torch.from_numpy(x.clip(0, 255).astype(np.uint8)), data.y)
+
+    train, test, others = (noisy(stripes(rows, seed)) for rows, seed in
+                           ((600, 5), (100, 8), (540, 9)))  # fmt: skip
+    made = Images(torch.cat([others.x, train.x[:60]]), torch.cat([others.y, train.y[:60]]))
+    found = judge(extractor, train, test, made)["privacy"]
+    assert found["copies"] >= 0.1
+    # A tenth of the members is betrayed for certain.
+    assert found["pixels"]["true_positives_at"]["0.01"] >= 0.1
+    assert found["true_positives_at"]["0.01"] >= 0.1
+    innocent = judge(extractor, train, test, others)["privacy"]
+    assert innocent["copies"] <= 0.05
+    assert innocent["pixels"]["membership_auroc"] < 0.6
+
+
+def test_a_class_without_training_images_is_judged_all_the_same(extractor: Extractor) -> None:
+    train = stripes(200, 5)
+    found = judge(
+        extractor, Images(train.x[train.y == 0], train.y[train.y == 0]), stripes(200, 8),
+        stripes(200, 9),
+    )  # fmt: skip
+    assert math.isfinite(found["ceilings"]["class means"]["frechet_distance"])
+
+
+def test_rows_of_a_relativistic_game_are_of_one_class(tmp_path: Path) -> None:
+    data = stripes(64)
+    spec = SMALL.model_copy(update={"loss": "relativistic"})
+    game = GanGame(*make_players(spec, (1, 28, 28), 2, 0), data, 2, spec, 0, "cpu")
+    for reals in (True, False):
+        found, (code, wanted) = game._pairs(torch.Generator().manual_seed(1), reals)
+        assert found is not None
+        assert torch.equal(found[1], wanted)
+        assert len(code) == spec.batch
 
 
 def test_a_batch_takes_its_share_and_smooths_only_that() -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from firewall.cli.gan import gan_app
 from firewall.errors import ConfigError
+from firewall.guard.compile import export
 from firewall.train.fit_network import Images
 from firewall.train.gan.audit import write_neighbours
 from firewall.train.gan.extractor import Extractor
@@ -57,8 +58,7 @@ def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_without_noise_and_cut_it_is_the_gradient() -> None:
     network, (x, label) = discriminator(), batch(8)
     rows = PrivateRows(network, PrivateSpec(noise=1e-9, clip=1e4), 100, 8)
-    found, logits = rows.gradients(gan_loss("non-saturating"), x, label)
-    assert torch.allclose(logits, network(x, label), atol=1e-5)
+    found = rows.gradients(gan_loss("non-saturating"), x, label)
     F.softplus(-network(x, label)).mean().backward()  # type: ignore[no-untyped-call]
     for one, parameter in zip(found, network.parameters(), strict=True):
         # What only an auxiliary loss looks at has none.
@@ -69,8 +69,8 @@ def test_without_noise_and_cut_it_is_the_gradient() -> None:
 def test_no_row_pulls_further_than_the_cut() -> None:
     network, (x, label) = discriminator(), batch(5)
     spec = PrivateSpec(noise=1e-9, clip=1e-3)
-    with_it, _ = PrivateRows(network, spec, 100, 1).gradients(gan_loss("hinge"), x, label)
-    without, _ = PrivateRows(network, spec, 100, 1).gradients(gan_loss("hinge"), x[1:], label[1:])
+    with_it = PrivateRows(network, spec, 100, 1).gradients(gan_loss("hinge"), x, label)
+    without = PrivateRows(network, spec, 100, 1).gradients(gan_loss("hinge"), x[1:], label[1:])
     moved = sum(float((a - b).square().sum()) for a, b in zip(with_it, without, strict=True))
     assert 0 < moved**0.5 <= 1e-3 * (1 + 1e-3)
 
@@ -79,8 +79,8 @@ def test_noise_is_as_large_as_it_says_and_never_the_same() -> None:
     network = discriminator()
     rows = PrivateRows(network, PrivateSpec(noise=2.0, clip=0.5), 100, 10)
     nothing = torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64)
-    one, _ = rows.gradients(gan_loss("non-saturating"), *nothing)
-    other, _ = rows.gradients(gan_loss("non-saturating"), *nothing)
+    one = rows.gradients(gan_loss("non-saturating"), *nothing)
+    other = rows.gradients(gan_loss("non-saturating"), *nothing)
     drawn = torch.cat([part.flatten() for part in one])
     assert float(drawn.std()) == pytest.approx(2.0 * 0.5 / 10, rel=0.1)
     assert not torch.equal(drawn, torch.cat([part.flatten() for part in other]))
@@ -99,6 +99,7 @@ def test_epsilon_grows_with_steps_and_shrinks_with_noise() -> None:
     "change",
     [
         {"r1": 1.0},
+        {"r2": 1.0},
         {"auxiliary": 0.1},
         {"loss": "relativistic"},
         {"norm": "virtual"},
@@ -133,6 +134,9 @@ def test_a_private_generator_is_handed_on_with_its_audit(tmp_path: Path) -> None
         "epsilon": epsilon(PrivateSpec(delta=1e-4), len(parts["train"]), 16, 20),
         "delta": 1e-4,
     }
+    # Nothing that was measured on real images without noise lies beside it.
+    log = json.loads((place / "log.json").read_text())
+    assert all(set(line) & {"real", "spread"} == set() for line in log)
     arguments = [str(place), str(tmp_path / "digits.toml"), "--rows", "200", "--steps", "20"]
     out = tmp_path / "out"
     done = CliRunner().invoke(gan_app, ["export", *arguments, "--out", str(out)])
@@ -156,7 +160,34 @@ def test_a_private_generator_is_handed_on_with_its_audit(tmp_path: Path) -> None
     done = CliRunner().invoke(gan_app, ["evaluate", *arguments, *more])
     assert done.exit_code == 0, done.output
     again = json.loads(done.stdout)
+    # Another seed is another audit: the folder's trainings are not taken for it.
+    done = CliRunner().invoke(gan_app, ["evaluate", *arguments, *more, "--seed", "1"])
+    assert isinstance(done.exception, ConfigError)
+    assert "holds an audit of other images" in str(done.exception)
     assert again["frechet_distance"] == pytest.approx(found["frechet_distance"])
+
+
+def test_the_promise_is_to_each_image_however_often_it_comes(tmp_path: Path) -> None:
+    x = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    data = Images(x.to(torch.uint8).repeat(5, 1, 1, 1), torch.arange(20).repeat(5) % 2)
+    spec = GanSpec.model_validate(
+        {"steps": 1, "batch": 8, "latent": 4, "width": 4, "width_discriminator": 4, "r1": 0.0,
+         "private": {"delta": 1e-3}}
+    )  # fmt: skip
+    fit_generator(spec, data, ("a", "b"), 0, "cpu", lambda line: None, tmp_path)
+    spent = open_generator(tmp_path).spent
+    assert spent is not None
+    assert spent["epsilon"] == epsilon(PrivateSpec(delta=1e-3), 20, 8, 1)
+
+
+def test_an_extractor_of_other_images_is_said(tmp_path: Path) -> None:
+    class Small(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (x.reshape(-1, 64),)
+
+    graph = export(Small(), {"x": torch.rand(2, 1, 8, 8)}, ["features"])
+    with pytest.raises(ConfigError, match=r"cannot be run on images of \[1, 9, 9\]"):
+        Extractor(graph)(np.zeros((3, 1, 9, 9), np.uint8))
 
 
 def test_a_generator_of_other_classes_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from firewall.cli.gan import gan_app
-from firewall.errors import ConfigError
-from firewall.train.gan.image_folder import FolderSpec, read_folder
+from firewall.errors import ConfigError, TrainingError
+from firewall.train.gan.image_folder import FolderSpec, image_files, read_folder
 from firewall.train.gan.translator import fit_translator, load_translator_spec, open_translator
 
 CYCLE = """
@@ -122,6 +122,37 @@ def test_pairs_by_name(looks: Path) -> None:
     (looks / "dark" / "2.png").unlink()
     with pytest.raises(ConfigError, match="2 stand on one side only"):
         fit_translator(spec, looks, looks / "other")
+
+
+def test_images_of_one_name_are_refused(looks: Path) -> None:
+    """By their endings alone they would be paired crosswise, or written over each other."""
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(looks / "light" / "0.bmp")
+    with pytest.raises(ConfigError, match=r"0\.bmp and 0\.png have one name"):
+        read_folder(FolderSpec(path="light", channels=1), looks, "first")
+    with pytest.raises(ConfigError, match=r"0\.bmp and 0\.png have one name"):
+        image_files(looks / "light")
+
+
+def test_images_of_any_size_are_translated(looks: Path) -> None:
+    (looks / "spec.toml").write_text(EDGES.format(kind="edges", network="unet"))
+    fit_translator(load_translator_spec(looks / "spec.toml"), looks, looks / "run")
+    (looks / "mixed" / "inner").mkdir(parents=True)
+    Image.fromarray(np.zeros((24, 16), np.uint8)).save(looks / "mixed" / "a.png")
+    Image.fromarray(np.zeros((600, 40), np.uint8)).save(looks / "mixed" / "inner" / "b.jpg")
+    done = command("translate", looks / "run", looks / "mixed", "--out", looks / "out")
+    assert done.exit_code == 0, done.output  # type: ignore[attr-defined]
+    for name, size in (("a.png", (16, 24)), ("inner/b.png", (40, 600))):
+        with Image.open(looks / "out" / name) as image:
+            assert image.size == size
+
+
+def test_images_that_are_too_small_for_a_network_are_said(looks: Path) -> None:
+    text = EDGES.format(kind="edges", network="unet").replace(
+        "channels = 1", "channels = 1\nheight = 8\nwidth = 8"
+    )
+    (looks / "spec.toml").write_text(text)
+    with pytest.raises(TrainingError, match="a side of 8 pixels"):
+        fit_translator(load_translator_spec(looks / "spec.toml"), looks, looks / "run")
 
 
 def test_what_is_wrong_with_a_folder_is_said(looks: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from firewall.errors import ConfigError
@@ -19,8 +19,6 @@ from firewall.train.gan.scores import distances
 from firewall.train.gan.usefulness import usefulness
 from firewall.train.steps import write_json
 
-#: Rows that are judged; a distance matrix of them has to fit.
-_JUDGED = 10_000
 #: Generated images that are drawn with their nearest neighbours, and neighbours of each.
 _DRAWN, _NEIGHBOURS = 10, 4
 
@@ -56,7 +54,8 @@ def audit(
         progress: told what begins.
 
     Raises:
-        ConfigError: images differ in size, or the extractor is none.
+        ConfigError: images differ in size, the extractor is none, or the folder holds an audit of
+            something else.
 
     """
     if made.x.shape[1:] != train.x.shape[1:]:
@@ -65,20 +64,16 @@ def audit(
             f"{list(train.x.shape[1:])}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "extractor.onnx"
-    if graph is None and path.exists():
-        graph = path.read_bytes()
+    _claim((made, train, selection, test), graph, (steps, seed), folder)
     if graph is None:
         progress("training the extractor by which generated images are judged")
         graph = fit_extractor(
             train, selection, classes, folder / "state" / "extractor", seed=seed, progress=progress
         )
-    path.write_bytes(graph)
+    (folder / "extractor.onnx").write_bytes(graph)
     extractor = Extractor(graph)
     progress("judging")
-    found = judge(
-        extractor, _arrays(train), _arrays(test), _arrays(_some(made, _JUDGED, seed)), seed=seed
-    )
+    found = judge(extractor, train, test, made, seed=seed)
     write_neighbours(extractor, made, train, folder / "neighbours.png", seed=seed)
     each = [torch.nonzero(made.y == label)[:_DRAWN, 0] for label in range(classes)]
     write_grid(made.x[torch.cat(each)].float() / 255, folder / "samples.png", _DRAWN)
@@ -90,6 +85,26 @@ def audit(
         )  # fmt: skip
     write_json(folder / "judge.json", found)
     return found
+
+
+def _claim(
+    images: tuple[Images, ...], graph: bytes | None, settings: tuple[int, ...], folder: Path
+) -> None:
+    """Refuse a folder in which something else was begun: its checkpoints are of other trainings."""
+    total = hashlib.sha256(repr(settings).encode() + (graph or b""))
+    for one in images:
+        total.update(one.x.numpy().tobytes() + one.y.numpy().tobytes())
+    path = folder / "state" / "begun.json"
+    wanted = {"of": total.hexdigest()}
+    if path.exists():
+        if json.loads(path.read_text()) != wanted:
+            raise ConfigError(
+                f"--out: {folder} holds an audit of other images or with other settings; choose "
+                "another folder"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, wanted)
 
 
 def write_neighbours(
@@ -106,8 +121,8 @@ def write_neighbours(
 
     """
     some = _some(made, _DRAWN, seed)
-    features, _ = extractor(_arrays(some)[0])
-    seen, _ = extractor(_arrays(train)[0])
+    features, _ = extractor(some.x.numpy())
+    seen, _ = extractor(train.x.numpy())
     order = distances(features, seen).argsort(axis=1)[:, :_NEIGHBOURS]
     rows: list[torch.Tensor] = []
     for image, near in zip(some.x, order, strict=True):
@@ -119,7 +134,3 @@ def write_neighbours(
 def _some(one: Images, rows: int, seed: int) -> Images:
     order = torch.randperm(len(one), generator=torch.Generator().manual_seed(seed))[:rows]
     return Images(one.x[order], one.y[order])
-
-
-def _arrays(one: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    return one.x.numpy().astype(np.float32) / np.float32(255), one.y.numpy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +53,26 @@ class Extractor:
         self.has_logits = "logits" in outputs
         self.sha256 = hashlib.sha256(graph).hexdigest()
 
-    def __call__(self, x: npt.NDArray[np.float32]) -> tuple[Features, Features | None]:
-        """Features [N, F], and log-probabilities [N, K] where the graph has logits."""
+    def __call__(self, x: npt.NDArray[Any]) -> tuple[Features, Features | None]:
+        """Features [N, F], and log-probabilities [N, K] where the graph has logits.
+
+        Args:
+            x: [N, C, H, W], in [0, 1] as float32 or as uint8.
+
+        Raises:
+            ConfigError: the graph takes other images.
+
+        """
         wanted = ["features", "logits"] if self.has_logits else ["features"]
-        parts = [
-            self._session.run(wanted, {self._input: np.ascontiguousarray(x[n : n + _BATCH])})
-            for n in range(0, len(x), _BATCH)
-        ]
+        try:
+            parts = [
+                self._session.run(wanted, {self._input: _scaled(x[n : n + _BATCH])})
+                for n in range(0, len(x), _BATCH)
+            ]
+        except Exception as error:  # onnxruntime raises its own, undocumented classes
+            raise ConfigError(
+                f"extractor: cannot be run on images of {list(x.shape[1:])}"
+            ) from error
         features = np.concatenate([part[0].reshape(len(part[0]), -1) for part in parts])
         if not self.has_logits:
             return features.astype(np.float64), None
@@ -67,6 +81,12 @@ class Extractor:
         shifted = logits - top
         normal: Features = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         return features.astype(np.float64), normal
+
+
+def _scaled(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(x, np.float32)
 
 
 class _Outputs(nn.Module):

@@ -147,8 +147,9 @@ class GanGame:
         seed: int,
         device: str,
     ) -> None:
-        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
+        # It stays on the processor, and is copied before the game's own moves away.
         self.averaged = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.data, self.classes, self.spec, self.seed = data, classes, spec, seed
         self.device = torch.device(device)
         self.loss = gan_loss(spec.loss, spec.smoothing)
@@ -178,11 +179,23 @@ class GanGame:
         self._average()
         return figures
 
-    def _codes(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        size = self.spec.batch
+    def _codes(self, generator: Generator, of: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes, of classes that are drawn, or of given ones."""
+        size = self.spec.batch if of is None else len(of)
         code = torch.randn(size, self.spec.latent, generator=generator)
-        label = torch.randint(0, self.classes, (size,), generator=generator)
+        label = torch.randint(0, self.classes, (size,), generator=generator) if of is None else of
         return code.to(self.device), label.to(self.device)
+
+    def _pairs(
+        self, generator: Generator, reals: bool
+    ) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor]]:
+        """Real images where they are looked at, and codes; of the same classes, row by row, for a
+        loss that compares rows: it asks which of two images of a class is more real.
+        """
+        paired = self.spec.loss == "relativistic"
+        found = self._real(generator) if reals or paired else None
+        of = found[1] if found is not None and paired else None
+        return found, self._codes(generator, of)
 
     def _real(self, generator: Generator) -> tuple[Tensor, Tensor]:
         rows = torch.randint(0, len(self.data), (self.spec.batch,), generator=generator)
@@ -202,14 +215,14 @@ class GanGame:
         self.discriminator.train().requires_grad_(True)
         x = diff_augment(x, self.spec.augment, generator)
         made = diff_augment(self.generator(code, wanted), self.spec.augment, generator)
-        private, real = rows.gradients(self.loss, x, label)
+        private = rows.gradients(self.loss, x, label)
         generated = self.discriminator(made, wanted)
         # A constant in the place of real rows: it has no slope.
         loss = self.loss.discriminator(generated.new_zeros(1), generated)
         size = self.players["discriminator"].update(loss, private)
         return {
+            # Nothing of the real rows: the noise would not cover it.
             "generated": float(torch.sigmoid(generated.detach()).mean()),
-            "real": float(torch.sigmoid(real).mean()) if len(real) else 0.5,
             "gradient_discriminator": size,
         }
 
@@ -217,8 +230,9 @@ class GanGame:
         spec = self.spec
         if self.private is not None:
             return self._discriminate_privately(self.private, generator)
-        x, label = self._real(generator)
-        code, wanted = self._codes(generator)
+        found, (code, wanted) = self._pairs(generator, reals=True)
+        assert found is not None
+        x, label = found
         self.generator.requires_grad_(False)
         self.discriminator.train().requires_grad_(True)
         self._refer()
@@ -249,16 +263,15 @@ class GanGame:
         }
 
     def _generate(self, generator: Generator) -> dict[str, float]:
-        code, wanted = self._codes(generator)
+        found, (code, wanted) = self._pairs(generator, reals=False)
         self.generator.train().requires_grad_(True)
         self.discriminator.requires_grad_(False)
         self._refer()
         made = diff_augment(self.generator(code, wanted), self.spec.augment, generator)
         generated, kind = self.discriminator.judge(made, wanted)
         real = generated.new_zeros(len(generated))
-        if self.spec.loss == "relativistic":
-            # Pairs of one class: the question is which of them is more real.
-            x, label = self._real(generator)
+        if found is not None:
+            x, label = found
             with torch.no_grad():
                 real = self.discriminator(diff_augment(x, self.spec.augment, generator), label)
         loss = self.loss.generator(real, generated)
@@ -320,10 +333,15 @@ class GanGame:
     def look(self, path: Path) -> dict[str, Any]:
         """Samples, class by class; how far they lie apart."""
         write_grid(self.shown(_GRID_ROWS), path, _GRID_ROWS)
+        if self.private is not None:
+            # How far real images lie apart is theirs.
+            return {}
         spread = self.spread()
         alarm = collapsed(spread)
         return {"spread": spread} | ({"alarm": alarm} if alarm else {})
 
     def alarm(self, log: list[dict[str, Any]]) -> str:
-        """A discriminator that is sure of everything."""
+        """A discriminator that is sure of everything; of the losses whose logits are log-odds."""
+        if self.private is not None or self.spec.loss not in ("minimax", "non-saturating"):
+            return ""
         return saturated(log)

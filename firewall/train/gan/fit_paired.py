@@ -31,6 +31,8 @@ from firewall.train.gan.translation_networks import PatchDiscriminator, Residual
 #: [N, C', H, W] in [0, 1].
 Condition = Callable[[Tensor, Tensor, Generator], Tensor]
 _SHOWN = 8
+#: Of a U-Net of three levels: its smallest map must have moments.
+_UNET_SIDE = 16
 
 
 class Pairs(Protocol):
@@ -122,6 +124,12 @@ def fit_paired(
     """
     if len(pairs) < 2:
         raise TrainingError(f"translate: {len(pairs)} images to learn from; bring more")
+    side = min(pairs.draw(torch.arange(2), draws(seed, 0))[0].shape[2:])
+    if spec.network == "unet" and side < _UNET_SIDE:
+        raise TrainingError(
+            f"translate: a side of {side} pixels; the network 'unet' halves it three times and "
+            f"takes {_UNET_SIDE} at least: take 'residual', or larger images"
+        )
     game = _Game(pairs, spec, seed)
     log = play(
         game, spec.steps, folder, name="translation",

@@ -66,7 +66,7 @@ def read_folder(spec: FolderSpec, base: Path, side: str) -> ImageFolder:
     files = sorted(one for one in path.rglob("*") if one.suffix.lower() in ENDINGS)
     if not files:
         raise ConfigError(f"{side}.path: {path} holds no image ({', '.join(ENDINGS)})")
-    problems: list[str] = []
+    problems = _twice(files, path)
     sizes: dict[tuple[int, int], Path] = {}
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
     for file in files:
@@ -96,7 +96,42 @@ def read_folder(spec: FolderSpec, base: Path, side: str) -> ImageFolder:
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise ConfigError(f"{side}: {'; '.join(problems[:_LISTED])}{more}")
     names = tuple(str(one.relative_to(path).with_suffix("")) for one in files)
-    return ImageFolder(torch.from_numpy(np.stack(images)), names)
+    # By name, whatever the endings.
+    order = sorted(range(len(names)), key=names.__getitem__)
+    stacked = np.stack([images[row] for row in order])
+    return ImageFolder(torch.from_numpy(stacked), tuple(names[row] for row in order))
+
+
+def image_files(path: Path) -> list[Path]:
+    """The images of a folder at any depth, or the one image that it is.
+
+    Raises:
+        ConfigError: there is none, or two differ by their ending alone.
+
+    """
+    if path.is_file():
+        return [path]
+    files = sorted(one for one in path.rglob("*") if one.suffix.lower() in ENDINGS)
+    if not files:
+        raise ConfigError(f"images: {path} holds no image ({', '.join(ENDINGS)})")
+    problems = _twice(files, path)
+    if problems:
+        raise ConfigError(f"images: {'; '.join(problems[:_LISTED])}")
+    return files
+
+
+def _twice(files: list[Path], folder: Path) -> list[str]:
+    """Images of one name: they would be one pair, or be written over each other."""
+    seen: dict[str, Path] = {}
+    problems: list[str] = []
+    for file in files:
+        name = str(file.relative_to(folder).with_suffix(""))
+        if name in seen:
+            problems.append(
+                f"{seen[name].relative_to(folder)} and {file.relative_to(folder)} have one name"
+            )
+        seen[name] = file
+    return problems
 
 
 def read_image(path: Path, channels: int) -> ImageFolder:

@@ -18,12 +18,13 @@ class ImagePool:
         answered: list[Tensor] = []
         for one in made.detach():
             if len(self.images) < self.size:
-                self.images.append(one)
+                # A copy: a view would keep its whole batch.
+                self.images.append(one.clone())
                 answered.append(one)
             elif float(torch.rand((), generator=generator)) < 0.5:
                 place = int(torch.randint(0, self.size, (), generator=generator))
                 answered.append(self.images[place])
-                self.images[place] = one
+                self.images[place] = one.clone()
             else:
                 answered.append(one)
         return torch.stack(answered)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from firewall.train.gan.scores import Features, distances
 
-_ROWS = 1024
+#: Rows of a distance matrix at a time; generated images may be many.
+_ROWS = 256
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,17 @@ decides anything. The generator learns from the discriminator alone, so it and a
 private as that. What it has cost is counted by Opacus; gradients row by row are torch.func's, since
 Opacus's hooks would stay on a network that generated rows go through as well.
 
-Noise and choice of rows come from the operating system: whoever knew the seed could take them off
-again. So a private run is the one that does not give the same bits twice.
+Noise and choice of rows begin from the operating system: whoever knew the seed could take them off
+again. So a private run is the one that does not give the same bits twice. The generator (PCG64) is
+no cryptographic one, and floating-point noise is not proof against every attack (Mironov 2012).
 """
 
 from __future__ import annotations
 
-import secrets
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -64,13 +65,15 @@ class PrivateRows:
             )
         self.spec, self.rows, self.batch = spec, rows, batch
         self._network = network
+        # 128 bits of the operating system's. torch's own generator has 32, which can be searched.
+        self._secret = np.random.default_rng()
 
     def draw(self) -> Tensor:
         """Rows of a step: each with the same probability, for itself, as the accounting wants."""
-        chosen = torch.rand(self.rows, generator=_secret()) < self.batch / self.rows
-        return torch.nonzero(chosen)[:, 0]
+        chosen = self._secret.random(self.rows) < self.batch / self.rows
+        return torch.from_numpy(np.flatnonzero(chosen))
 
-    def gradients(self, loss: GanLoss, x: Tensor, label: Tensor) -> tuple[list[Tensor], Tensor]:
+    def gradients(self, loss: GanLoss, x: Tensor, label: Tensor) -> list[Tensor]:
         """Cut, summed and noised gradients, over the batch's usual size.
 
         Args:
@@ -79,32 +82,29 @@ class PrivateRows:
             label: [N].
 
         Returns:
-            One for each parameter, and the logits [N].
+            One for each parameter.
 
         """
         parameters = {name: one.detach() for name, one in self._network.named_parameters()}
-        logits = x.new_zeros(0)
         summed = [torch.zeros_like(one) for one in parameters.values()]
         if len(x):
 
             def judged(weights: dict[str, Tensor], row: Tensor, own: Tensor) -> Any:
                 logit = functional_call(self._network, weights, (row[None], own[None]))
                 # Generated rows count elsewhere: here a constant, which has no slope.
-                return loss.discriminator(logit, torch.zeros_like(logit)), logit[0]
+                return loss.discriminator(logit, torch.zeros_like(logit))
 
-            each, logits = vmap(grad(judged, has_aux=True), in_dims=(None, 0, 0))(
-                parameters, x, label
-            )
+            each = vmap(grad(judged), in_dims=(None, 0, 0))(parameters, x, label)
             rows = list(each.values())
             length = torch.stack([one.flatten(1).square().sum(dim=1) for one in rows]).sum(dim=0)
             scale = (self.spec.clip / length.sqrt().clamp_min(1e-12)).clamp_max(1.0)
             summed = [torch.einsum("n,n...->...", scale, one) for one in rows]
         deviation = self.spec.noise * self.spec.clip
-        noise = _secret()
-        return [
-            (one + deviation * torch.randn(one.shape, generator=noise).to(one)) / self.batch
-            for one in summed
-        ], logits.detach()
+        return [(one + deviation * self._noise(one)) / self.batch for one in summed]
+
+    def _noise(self, like: Tensor) -> Tensor:
+        drawn = self._secret.standard_normal(tuple(like.shape), np.float32)
+        return torch.from_numpy(np.asarray(drawn)).to(like)
 
 
 def epsilon(spec: PrivateSpec, rows: int, batch: int, steps: int) -> float:
@@ -122,8 +122,3 @@ def epsilon(spec: PrivateSpec, rows: int, batch: int, steps: int) -> float:
     accountant = RDPAccountant()
     accountant.history = [(spec.noise, batch / rows, steps)]
     return float(accountant.get_epsilon(delta=spec.delta))
-
-
-def _secret() -> torch.Generator:
-    """Nobody's seed."""
-    return torch.Generator().manual_seed(secrets.randbits(63))

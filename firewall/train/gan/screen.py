@@ -55,15 +55,15 @@ def screen(
         quantile: share of held images that lie nearer to a training image than a copy's limit.
 
     """
-    features, logs = extractor(_floats(made))
+    features, logs = extractor(made.x.numpy())
     label = made.y.numpy()
     kept = np.ones(len(label), np.bool_)
     unsure = np.zeros(len(label), np.bool_)
     if logs is not None and confidence > 0:
         own = np.exp(logs[np.arange(len(label)), label])
         unsure = (logs.argmax(axis=1) != label) | (own < confidence)
-    seen, _ = extractor(_floats(train))
-    others, _ = extractor(_floats(held))
+    seen, _ = extractor(train.x.numpy())
+    others, _ = extractor(held.x.numpy())
     copied = copies(features, seen, others, quantile=quantile)
     kept &= ~unsure & ~copied
     repeated = _repeated(features, kept, float(np.median(nearest(others, seen)[0])))
@@ -92,8 +92,3 @@ def _repeated(
         squares[earlier[None, :] >= part[:, None]] = np.inf
         found[part] = np.sqrt(squares.clip(0)).min(axis=1) < _SAME * usual
     return found
-
-
-def _floats(one: Images) -> npt.NDArray[np.float32]:
-    scaled: npt.NDArray[np.float32] = one.x.numpy().astype(np.float32) / np.float32(255)
-    return scaled

@@ -90,6 +90,7 @@ class GanSpec(Spec):
         """Whether real rows are seen by the noised gradient alone."""
         leaks = {
             "r1": bool(self.r1),
+            "r2": bool(self.r2),
             "auxiliary": bool(self.auxiliary),
             "loss": self.loss == "relativistic",
             "norm": self.norm == "virtual",
@@ -99,8 +100,8 @@ class GanSpec(Spec):
         if wrong:
             raise ValueError(
                 f"{', '.join(wrong)}: with [private], real images may be seen by one gradient a "
-                "row alone; set r1 and auxiliary 0, another loss than 'relativistic', another norm "
-                "than 'virtual' and norm_discriminator 'none'"
+                "row alone; set r1, r2 and auxiliary 0, another loss than 'relativistic', another "
+                "norm than 'virtual' and norm_discriminator 'none'"
             )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from firewall.train.gan.fit_gan import fit_gan, make_players
 from firewall.train.gan.networks import GenerativeNetwork
 from firewall.train.gan.private import epsilon
 from firewall.train.gan.spec import GanSpec
+from firewall.train.sources import content_hashes
 from firewall.train.steps import write_json
 
 
@@ -52,6 +54,9 @@ def fit_generator(
     folder: Path,
 ) -> None:
     """A step of a recipe: play the game, and store what comes of it."""
+    if spec.private is not None:
+        # The promise is to each image: one that comes ten times would have a tenth of it.
+        data = _unique(data)
     done = fit_gan(
         data, len(labels), spec, folder / "state", seed=seed, device=device, progress=progress
     )
@@ -93,6 +98,14 @@ def open_generator(folder: Path) -> StoredGenerator:
     ) as error:  # fmt: skip
         raise ConfigError(f"generator: {folder} is damaged") from error
     return StoredGenerator(network.eval().requires_grad_(False), labels, spent or None)
+
+
+def _unique(data: Images) -> Images:
+    """Each image once."""
+    hashes = content_hashes(data.x.numpy())
+    first = {one: row for row, one in reversed(list(enumerate(hashes)))}
+    rows = torch.tensor(sorted(first.values()))
+    return Images(data.x[rows], data.y[rows])
 
 
 def _spent(spec: GanSpec, rows: int) -> dict[str, float] | None:
