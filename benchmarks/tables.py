@@ -25,7 +25,12 @@ from firewall.train.card import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "attacks.md", ROOT / "docs" / "training.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "attacks.md",
+    ROOT / "docs" / "training.md",
+    ROOT / "docs" / "generators.md",
+)
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -216,6 +221,21 @@ def recipe_detection() -> list[str]:
     return rows
 
 
+def time_to_robustness() -> list[str]:
+    found = result("time-to-robustness")
+    rows = [
+        f"| trainer | seconds to {percent(found['aim'])} | best seen | after |",
+        "|---|---|---|---|",
+    ]
+    for name, one in found["trainers"].items():
+        best = max(one["curve"], key=lambda point: point["robust_accuracy"])
+        reached = "not reached" if one["seconds"] is None else f"{one['seconds']:.0f}"
+        rows.append(
+            f"| {name} | {reached} | {percent(best['robust_accuracy'])} | {best['seconds']:.0f} s |"
+        )
+    return rows
+
+
 TABLES = {
     "false-positives": false_positives,
     "detection": detection,
@@ -227,6 +247,7 @@ TABLES = {
     "recipes": recipe_runs,
     "class-promise": class_promise,
     "recipe-detection": recipe_detection,
+    "time-to-robustness": time_to_robustness,
 }
 
 

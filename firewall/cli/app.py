@@ -17,6 +17,7 @@ from firewall.cli.attack import attack
 from firewall.cli.calibrate import calibrate
 from firewall.cli.evaluate import evaluate
 from firewall.cli.gan import gan_app
+from firewall.cli.quarantine import open_store, quarantine_app
 from firewall.cli.shared import (
     Json,
     Trust,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from firewall.bundle.manifest import Manifest
     from firewall.demo.story import Story
     from firewall.guard.policy import Policy
+    from firewall.quarantine.writer import Writer
+    from firewall.serve.metrics import Metrics
     from firewall.serve.upstream import Upstream
 
 app = typer.Typer(
@@ -43,6 +46,7 @@ app = typer.Typer(
 bundle_app = typer.Typer(help="Look at bundles.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(gan_app, name="gan")
+app.add_typer(quarantine_app, name="quarantine")
 
 PolicyFile = Annotated[
     Path | None, typer.Option("--policy", help="Policy in TOML; defaults apply without.")
@@ -138,13 +142,31 @@ def serve(
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for running requests at the end.")
     ] = 15.0,
+    quarantine: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep refused and flagged rows: a file, or sqlite:/// or postgresql+psycopg://."
+        ),
+    ] = None,
+    quarantine_images: Annotated[
+        str | None, typer.Option(help="Folder or fsspec URL of their images; beside the file.")
+    ] = None,
+    quarantine_key: Annotated[
+        Path | None, typer.Option(help="Key of clients' pseudonyms; made if it is not there.")
+    ] = None,
+    quarantine_days: Annotated[float, typer.Option(min=0.001, help="That a row is kept.")] = 30.0,
+    quarantine_bytes: Annotated[
+        int, typer.Option(min=1 << 20, help="Of images; the oldest go first.")
+    ] = 10 << 30,
     audit_log: Annotated[
         str, typer.Option(help="File to append JSON lines to; - is standard output.")
     ] = "-",
 ) -> None:
     """Serve bundles over gRPC until stopped."""
-    from firewall.bundle.signing import trusted_keys
+    from firewall.bundle.signing import config_dir, trusted_keys
     from firewall.bundle.store import open_bundle
+    from firewall.quarantine.entry import pseudonym
+    from firewall.quarantine.key import pseudonym_key
     from firewall.serve.audit import Audit
     from firewall.serve.codec import Limits
     from firewall.serve.metrics import Metrics
@@ -163,6 +185,12 @@ def serve(
     trusted = trusted_keys(trust or ())
     metrics = Metrics()
     audit = Audit(_audit_stream(audit_log), metrics.audit_dropped)
+    writer = None
+    if quarantine is not None:
+        writer = _quarantine(
+            quarantine, quarantine_images, quarantine_days, quarantine_bytes, metrics
+        )
+        key = pseudonym_key(quarantine_key or config_dir() / "pseudonym.key")
     served: dict[str, ServedModel] = {}
     for path in paths:
         opened = open_bundle(path, trusted)
@@ -192,6 +220,8 @@ def serve(
             audit=audit,
             batch_rows=8,
             queue_rows=max(128, 2 * max_rows),
+            keep=None if writer is None else writer.put,
+            pseudonym=lambda client: pseudonym(client, key),
         )
     settings = Settings(
         host=host,
@@ -222,6 +252,8 @@ def serve(
         time.sleep(0.1)
     audit.event("draining", grace=grace)
     server.stop()
+    if writer is not None:
+        writer.close()
     audit.event("stopped")
     audit.close()
 
@@ -409,6 +441,23 @@ def _policy(path: Path | None, mode: str | None, rate: float | None) -> Policy:
         first = error.errors()[0]
         flag = str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"--{flag}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _quarantine(
+    database: str, images: str | None, days: float, size: int, metrics: Metrics
+) -> Writer:
+    """Where refused rows go, by a thread of its own."""
+    from firewall.quarantine.store import Limits
+    from firewall.quarantine.writer import Writer
+
+    writer = Writer(
+        open_store(database, images),
+        Limits(bytes=size, days=days),
+        stored=lambda rows: metrics.quarantined("stored", rows),
+        dropped=lambda rows: metrics.quarantined("dropped", rows),
+    )
+    metrics.quarantine_queue(lambda: writer.waiting)
+    return writer
 
 
 def _upstream(manifest: Manifest, url: str, authorities: Path | None, **others: Any) -> Upstream:

@@ -100,6 +100,17 @@ class Metrics:
             "Audit lines that could not be written.",
             registry=self.registry,
         )
+        self._quarantined = Counter(
+            "firewall_quarantine_rows",
+            "Refused and flagged rows by what became of them: stored, or dropped.",
+            ("state",),
+            registry=self.registry,
+        )
+        self._quarantine_queue = Gauge(
+            "firewall_quarantine_queue_rows",
+            "Rows that wait to be stored in quarantine.",
+            registry=self.registry,
+        )
         self._ready = Gauge(
             "firewall_ready", "1 when every model has passed its self-test.", registry=self.registry
         )
@@ -147,6 +158,14 @@ class Metrics:
     def audit_dropped(self) -> None:
         """An audit line could not be written."""
         self._dropped.inc()
+
+    def quarantined(self, state: str, rows: int) -> None:
+        """Rows were `stored` or `dropped`."""
+        self._quarantined.labels(state).inc(rows)
+
+    def quarantine_queue(self, rows: Callable[[], float]) -> None:
+        """Read how many rows wait whenever metrics are scraped."""
+        self._quarantine_queue.set_function(rows)
 
     def ready(self, ready: bool) -> None:
         """Readiness changed."""

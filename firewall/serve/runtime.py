@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec
 from firewall.guard.selftest import SelfTest, same_classifier
 from firewall.guard.smoothing import Smoothing
 from firewall.guard.verdict import Answer, Verdict
+from firewall.quarantine.entry import Entry
 from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher
 from firewall.serve.call import Call
@@ -173,7 +174,23 @@ class ServedModel:
         audit: Audit,
         batch_rows: int,
         queue_rows: int,
+        keep: Callable[[Entry], None] | None = None,
+        pseudonym: Callable[[str], str] = lambda client: client,
     ) -> None:
+        """Nothing is answered before the self-test.
+
+        Args:
+            bundle: checked.
+            guard: of it.
+            metrics: told what happens.
+            audit: told what is not simply accepted.
+            batch_rows: rows of a batch.
+            queue_rows: rows that may wait.
+            keep: takes refused and flagged rows; None keeps none.
+            pseudonym: of clients, for what is kept.
+
+        """
+        self._keep, self._pseudonym, self._digest = keep, pseudonym, bundle.digest
         self.manifest: Manifest = bundle.manifest
         self.labels = bundle.labels
         self.guard = guard
@@ -257,7 +274,28 @@ class ServedModel:
                 row=row,
                 decision=decision,
             )
+            if self._keep is not None and decision.verdict is not Verdict.ACCEPT:
+                self._keep(self._entry(wire, row, answer, call))
         return answer
+
+    def _entry(self, wire: npt.NDArray[Any], row: int, answer: Answer, call: Call) -> Entry:
+        decision = answer.decisions[row]
+        return Entry(
+            request_id=call.request_id,
+            row=row,
+            client=self._pseudonym(call.client),
+            model=self.name,
+            version=self.manifest.version,
+            bundle=self._digest,
+            policy=self.guard.policy.digest,
+            verdict=decision.verdict.value,
+            reasons=decision.reasons,
+            statistics=dict(decision.statistics),
+            p_value=decision.p_value,
+            said=int(answer.outputs[row].argmax()),
+            # A copy: the batch is a view of the whole message.
+            wire=wire[row].copy(),
+        )
 
     @property
     def _bounds(self) -> bool:

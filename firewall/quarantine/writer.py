@@ -1,0 +1,136 @@
+"""Keeps rows without holding up an answer: a bounded queue and a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from firewall.quarantine.entry import Entry
+from firewall.quarantine.store import Limits, Store
+
+log = logging.getLogger(__name__)
+
+#: Rows that wait at most, and rows of one transaction.
+_BACKLOG, _BATCH = 1024, 64
+#: Seconds between sweeps, and between tries while the store is down.
+_SWEEP, _AGAIN = 60.0, 1.0
+
+
+class Writer:
+    """Writes to a store. What does not fit the queue is dropped and counted; what was taken from it
+    is tried until it is there or the server stops.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        limits: Limits,
+        *,
+        stored: Callable[[int], None] = lambda rows: None,
+        dropped: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            store: where to.
+            limits: how much is kept.
+            stored: told of rows that are there.
+            dropped: told of rows that will never be.
+
+        """
+        self._store, self._limits = store, limits
+        self._stored, self._dropped = stored, dropped
+        self._queue: queue.Queue[Entry | None] = queue.Queue(_BACKLOG)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="quarantine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are not there yet."""
+        return self._queue.qsize()
+
+    def put(self, entry: Entry) -> None:
+        """Keep a row, if there is room."""
+        try:
+            self._queue.put_nowait(entry)
+        except queue.Full:
+            self._dropped(1)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Write what waits, for at most some seconds; the rest is counted as dropped."""
+        end = time.monotonic() + timeout
+        try:
+            self._queue.put(None, timeout=timeout)
+        except queue.Full:
+            self._stop.set()
+        self._thread.join(max(0.0, end - time.monotonic()))
+        self._stop.set()
+        self._thread.join(_AGAIN + 1.0)
+        left = self._drain()
+        if left:
+            self._dropped(left)
+        self._store.close()
+
+    def _run(self) -> None:
+        swept = time.monotonic()
+        ended = False
+        while not ended and not self._stop.is_set():
+            batch, ended = self._take()
+            if batch and not self._keep(batch):
+                self._dropped(len(batch))
+                return
+            if time.monotonic() - swept > _SWEEP:
+                self._sweep()
+                swept = time.monotonic()
+
+    def _take(self) -> tuple[list[Entry], bool]:
+        """What waits, up to a transaction's worth; and whether that was the end."""
+        batch: list[Entry] = []
+        try:
+            first = self._queue.get(timeout=1.0)
+        except queue.Empty:
+            return batch, False
+        while first is not None:
+            batch.append(first)
+            if len(batch) == _BATCH:
+                return batch, False
+            try:
+                first = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _keep(self, batch: list[Entry]) -> bool:
+        """Until they are there; False when the server stopped first."""
+        said = False
+        while True:
+            try:
+                self._store.add(batch)
+            except Exception as error:  # a database's and a file system's own
+                if not said:
+                    log.warning("quarantine: %d rows wait: %s", len(batch), error)
+                    said = True
+                if self._stop.wait(_AGAIN):
+                    return False
+                continue
+            self._stored(len(batch))
+            return True
+
+    def _sweep(self) -> None:
+        try:
+            self._store.sweep(self._limits)
+            self._store.strays()
+        except Exception as error:  # as above; the next sweep tries again
+            log.warning("quarantine: cannot be swept: %s", error)
+
+    def _drain(self) -> int:
+        left = 0
+        while True:
+            try:
+                left += self._queue.get_nowait() is not None
+            except queue.Empty:
+                return left

@@ -1,0 +1,68 @@
+"""A server that keeps what it refuses."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firewall.bundle.signing import Signer
+from firewall.cli.quarantine import open_store
+from firewall.client.open_inference import OpenInferenceClient
+from firewall.errors import Refused
+from tests.support.served import served
+from tests.support.tiny import forged, wire
+
+
+def test_what_is_refused_is_kept_and_what_is_accepted_is_not(
+    tiny_path: Path, signer: Signer, tmp_path: Path
+) -> None:
+    database, key = tmp_path / "q.db", tmp_path / "pseudonym.key"
+    with (
+        served(
+            tiny_path, signer, tmp_path, "--false-positive-rate", "0.05",
+            "--quarantine", str(database), "--quarantine-key", str(key),
+        ) as server,
+        OpenInferenceClient(server.address, model="tiny") as client,
+    ):  # fmt: skip
+        for row in range(3):
+            x = forged(1) * np.float32(1 - 0.05 * row)
+            with pytest.raises(Refused) as refused:
+                client.infer({"image": x})
+        for seed in range(5):
+            try:
+                client.infer({"image": wire(1, 200 + seed)})
+            except Refused:
+                continue
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.http_port}/metrics", timeout=5
+        ) as page:
+            assert "firewall_quarantine_rows_total" in page.read().decode()
+        assert server.terminate() == 0
+        audited = [event for event in server.events() if event["event"] == "verdict"]
+    # Stopped means written.
+    store = open_store(str(database), None)
+    kept = store.list()
+    assert {one.request_id for one in kept} == {event["request_id"] for event in audited}
+    assert refused.value.request_id in {one.request_id for one in kept}
+    last = next(one for one in kept if one.request_id == refused.value.request_id)
+    assert np.array_equal(store.image(last), x[0])
+    assert last.verdict == "reject"
+    assert last.reasons
+    # Nobody's address lies in it.
+    text = b"".join(path.read_bytes() for path in tmp_path.glob("q.db*") if path.is_file())
+    assert b"127.0.0.1" not in text
+    assert json.dumps(last.statistics)
+
+
+def test_a_quarantine_that_cannot_be_opened_is_said_at_the_start(
+    tiny_path: Path, signer: Signer, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(AssertionError, match=r"--quarantine: .* cannot be opened"),
+        served(tiny_path, signer, tmp_path, "--quarantine", str(tmp_path / "no" / "q.db")),
+    ):
+        pass
