@@ -217,6 +217,14 @@ class Calibration:
         group[order[shared:]] = 1 + np.arange(len(order) - shared)
         return group
 
+    def least_group(self, rate: float) -> int:
+        """Rows of part B by which p-values are ranked, at least."""
+        if self.said_b is None:
+            return len(self.part_b)
+        groups = self.groups(rate)
+        own = groups[np.minimum(self.said_b, len(groups) - 1)]
+        return int(np.bincount(own, minlength=int(groups.max()) + 1).min())
+
 
 def _classes(found: object) -> Classes | None:
     return None if found is None else np.asarray(found, np.int64)

@@ -100,6 +100,12 @@ class Metrics:
             "Audit lines that could not be written.",
             registry=self.registry,
         )
+        self._drift = Gauge(
+            "firewall_calibration_evidence",
+            "Evidence that p-values are no longer as on calibration's inputs: 1 is an alarm.",
+            ("model",),
+            registry=self.registry,
+        )
         self._quarantined = Counter(
             "firewall_quarantine_rows",
             "Refused and flagged rows by what became of them: stored, or dropped.",
@@ -158,6 +164,10 @@ class Metrics:
     def audit_dropped(self) -> None:
         """An audit line could not be written."""
         self._dropped.inc()
+
+    def drift(self, model: str, evidence: Callable[[], float]) -> None:
+        """Read the evidence against calibration whenever metrics are scraped."""
+        self._drift.labels(model).set_function(evidence)
 
     def quarantined(self, state: str, rows: int) -> None:
         """Rows were `stored` or `dropped`."""

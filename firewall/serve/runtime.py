@@ -24,6 +24,7 @@ from firewall.errors import (
 from firewall.guard.calibration import Calibration
 from firewall.guard.certificate import Certificate, interval_certificates
 from firewall.guard.compiled import CompiledGuard, Device, GuardGraphs
+from firewall.guard.drift import Drift
 from firewall.guard.live import LiveGuard, Plan
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import NUMPY_DTYPES
@@ -199,6 +200,12 @@ class ServedModel:
         self._metrics = metrics
         self._audit = audit
         self._ready = False
+        self._drift = Drift(guard.policy.false_positive_rate, guard.calibration.least_group(
+            guard.policy.false_positive_rate
+        ))  # fmt: skip
+        self._drift_lock = threading.Lock()
+        self._drifted = ""
+        metrics.drift(self.name, lambda: self._drift.evidence)
         self._watch: Watch | None = None
         if isinstance(guard.compiled, RemoteGuard):
             remote = guard.compiled
@@ -276,7 +283,20 @@ class ServedModel:
             )
             if self._keep is not None and decision.verdict is not Verdict.ACCEPT:
                 self._keep(self._entry(wire, row, answer, call))
+        self._follow(answer)
         return answer
+
+    def _follow(self, answer: Answer) -> None:
+        """Whether p-values are still those of inputs like calibration's; said when it changes."""
+        with self._drift_lock:
+            self._drift.see(one.p_value for one in answer.decisions if one.p_value is not None)
+            alarm = self._drift.alarm
+            changed, self._drifted = alarm != self._drifted, alarm
+        if changed:
+            self._audit.event(
+                "calibration", model=self.name, version=self.manifest.version,
+                alarm=alarm or "p-values are again as calibration allows",
+            )  # fmt: skip
 
     def _entry(self, wire: npt.NDArray[Any], row: int, answer: Answer, call: Call) -> Entry:
         decision = answer.decisions[row]

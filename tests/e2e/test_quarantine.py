@@ -66,3 +66,34 @@ def test_a_quarantine_that_cannot_be_opened_is_said_at_the_start(
         served(tiny_path, signer, tmp_path, "--quarantine", str(tmp_path / "no" / "q.db")),
     ):
         pass
+
+
+def test_many_refusals_are_told_as_a_broken_calibration(
+    tiny_path: Path, signer: Signer, tmp_path: Path
+) -> None:
+    """In monitor mode, so that every row is answered: more small p-values than were promised."""
+    with (
+        served(
+            tiny_path, signer, tmp_path, "--false-positive-rate", "0.05", "--mode", "monitor"
+        ) as server,
+        OpenInferenceClient(server.address, model="tiny") as client,
+    ):  # fmt: skip
+
+        def evidence() -> float:
+            url = f"http://127.0.0.1:{server.http_port}/metrics"
+            with urllib.request.urlopen(url, timeout=5) as page:
+                text = page.read().decode()
+            name = 'firewall_calibration_evidence{model="tiny"} '
+            [line] = [one for one in text.splitlines() if one.startswith(name)]
+            return float(line.removeprefix(name))
+
+        assert evidence() == 0
+        client.infer({"image": wire(16, 300)})
+        assert evidence() < 0.5
+        for _ in range(8):
+            client.infer({"image": forged(8)})
+        assert evidence() >= 1
+        assert server.terminate() == 0
+        [event] = [one for one in server.events() if one["event"] == "calibration"]
+    assert event["model"] == "tiny"
+    assert "p-values below" in event["alarm"]
