@@ -123,6 +123,7 @@ def test_another_evaluation_in_the_folder_is_left_alone(run, data: Path, tmp_pat
     assert "holds another evaluation" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_surrogate_forges_and_is_sent_once(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     x = images(200, seed=90)
     with torch.no_grad():

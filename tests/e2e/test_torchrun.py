@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -59,6 +60,7 @@ def train(recipe: Path, out: Path, config: Path, *launcher: str) -> dict[str, to
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     """The same batches, divided: the same weights but for the order of sums."""
     recipe = tmp_path / "shared.toml"
