@@ -108,7 +108,8 @@ class Batcher(Generic[Work, Result]):
                     item,
                     DeadlineExceeded("the deadline passed before the request was computed"),
                 )
-        if item.leads and not item.done:
+        if item.leads:
+            # Also when another lane has run it by now: the lane is to be handed on.
             self._lead(item)
         while not item.done:
             # Another lane runs it. Whoever sets `done` sets `wake` after it.

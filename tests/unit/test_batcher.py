@@ -180,3 +180,66 @@ def test_several_lanes_run_at_a_time_and_lose_nothing() -> None:
     assert batcher.queued_rows == 0
     # Idle again: the next one runs at once.
     assert batcher.submit(7, 1, Call.local(5.0)) == 14
+
+
+def test_a_leader_that_wakes_late_gives_its_lane_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen to lead, it is slow to wake, and another lane runs its work meanwhile."""
+    hold = threading.Event()
+
+    original = threading.Event.wait
+
+    def slow(self: threading.Event, timeout: float | None = None) -> bool:
+        woken = original(self, timeout)
+        if threading.current_thread().name == "late":
+            assert original(hold, 10)
+        return woken
+
+    gates = {"a": threading.Event(), "b": threading.Event()}
+    entered: list[str] = []
+
+    def run(work: list[str]) -> list[str]:
+        entered.extend(work)
+        for one in work:
+            if one in gates:
+                assert gates[one].wait(10)
+        return work
+
+    one: Batcher[str, str] = Batcher(run, batch_rows=8, queue_rows=100, lanes=2)
+    found: list[str] = []
+
+    def ask(name: str) -> threading.Thread:
+        thread = threading.Thread(
+            target=lambda: found.append(one.submit(name, 1, Call.local(20.0))), name=name
+        )
+        thread.start()
+        return thread
+
+    def until(done: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            if done():
+                return
+            time.sleep(0.005)
+        raise AssertionError("waited for five seconds")
+
+    first = [ask(name) for name in gates]
+    until(lambda: len(entered) == 2)
+    monkeypatch.setattr(threading.Event, "wait", slow)
+    late = ask("late")
+    until(lambda: one.queued_rows == 1)
+    for name, thread in zip(gates, first, strict=True):
+        gates[name].set()
+        thread.join(10)
+    # Finds a free lane, and takes what waits before itself.
+    ask("next").join(10)
+    assert entered[2:] == ["late", "next"]
+    hold.set()
+    late.join(10)
+    assert sorted(found) == ["a", "b", "late", "next"]
+    # Both lanes are free again.
+    now = threading.Barrier(3, timeout=10)
+    one._run = lambda work: [str(now.wait()) for _ in work]
+    pair = [ask("x"), ask("y")]
+    now.wait()
+    for thread in pair:
+        thread.join(10)
+    assert len(found) == 6
