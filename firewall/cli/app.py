@@ -185,7 +185,7 @@ def serve(
     trusted = trusted_keys(trust or ())
     metrics = Metrics()
     audit = Audit(_audit_stream(audit_log), metrics.audit_dropped)
-    writer = None
+    writer, key = None, b""
     if quarantine is not None:
         writer = _quarantine(
             quarantine, quarantine_images, quarantine_days, quarantine_bytes, metrics

@@ -42,7 +42,7 @@ def list_rows(
 ) -> None:
     """List rows, the newest first."""
     store = open_store(database, images)
-    for one in store.list(client=client, model=model, reviewed=reviewed, limit=limit):
+    for one in store.find(client=client, model=model, reviewed=reviewed, limit=limit):
         if as_json:
             print(json.dumps(_plain(one)))
             continue

@@ -5,6 +5,7 @@ Answers what `CompiledGuard` answers, so that whoever decides need not know wher
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,13 @@ class RemoteSpec(Spec):
     pre: tuple[str, ...] = ()
     post: tuple[str, ...] = ()
     views: int = Field(ge=0, le=64)
+
+    def logits(self, answers: Floats) -> Floats:
+        """[R, K] answers as logits."""
+        if self.output == "logits":
+            return answers
+        found: Floats = np.log(np.maximum(answers, _LEAST)).astype(np.float32)
+        return found
 
     @classmethod
     def from_json(cls, text: bytes) -> RemoteSpec:
@@ -178,8 +186,7 @@ class RemoteGuard:
 
     def with_classifier(self, classifier: RemoteClassifier) -> RemoteGuard:
         """The same halves around another classifier."""
-        other = object.__new__(RemoteGuard)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.classifier = classifier
         return other
 
@@ -196,10 +203,7 @@ class RemoteGuard:
                 f"upstream: answered {list(answers.shape)} for {len(asked)} rows; expected rows of "
                 "one axis"
             )
-        logits = answers
-        if self._spec.output == "probabilities":
-            logits = np.log(np.maximum(answers, _LEAST)).astype(np.float32)
-        by_view = logits.reshape(self._spec.views + 1, len(wire), -1)
+        by_view = self._spec.logits(answers).reshape(self._spec.views + 1, len(wire), -1)
         outputs = self._post.run(None, {"wire": wire, "logits": by_view})
         after = outputs[1] if len(outputs) > 1 else np.empty((len(wire), 0), np.float32)
         if len(outputs[0]) != len(wire) or len(after) != len(wire):
@@ -221,9 +225,8 @@ class RemoteGuard:
         raise Unsupported("certificates: the classifier is served elsewhere")
 
     def smoothed(self, wire: Array) -> Array:
-        """The classifier's classes [N]."""
-        top: Array = self.classifier.infer(wire, None).argmax(axis=1)
-        return top
+        """Of a classifier elsewhere nothing is smoothed."""
+        raise Unsupported("certificates: the classifier is served elsewhere")
 
     def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
         """Log-probabilities [N, K] and statistics [N, D] of every row."""

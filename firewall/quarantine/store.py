@@ -183,7 +183,7 @@ class Store:
             if fresh:
                 connection.execute(self._table.insert(), fresh)
 
-    def list(
+    def find(
         self,
         *,
         client: str | None = None,

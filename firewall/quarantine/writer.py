@@ -15,8 +15,9 @@ log = logging.getLogger(__name__)
 
 #: Rows that wait at most, and rows of one transaction.
 _BACKLOG, _BATCH = 1024, 64
-#: Seconds between sweeps, and between tries while the store is down.
-_SWEEP, _AGAIN = 60.0, 1.0
+#: Seconds between sweeps, between looks at every image for strays, and between tries while the
+#: store is down.
+_SWEEP, _STRAYS, _AGAIN = 60.0, 3600.0, 1.0
 
 
 class Writer:
@@ -76,16 +77,20 @@ class Writer:
         self._store.close()
 
     def _run(self) -> None:
-        swept = time.monotonic()
+        swept = looked = time.monotonic()
         ended = False
         while not ended and not self._stop.is_set():
             batch, ended = self._take()
             if batch and not self._keep(batch):
                 self._dropped(len(batch))
                 return
-            if time.monotonic() - swept > _SWEEP:
-                self._sweep()
-                swept = time.monotonic()
+            now = time.monotonic()
+            if now - swept > _SWEEP:
+                self._tidy(lambda: self._store.sweep(self._limits))
+                swept = now
+            if now - looked > _STRAYS:
+                self._tidy(self._store.strays)
+                looked = now
 
     def _take(self) -> tuple[list[Entry], bool]:
         """What waits, up to a transaction's worth; and whether that was the end."""
@@ -120,10 +125,9 @@ class Writer:
             self._stored(len(batch))
             return True
 
-    def _sweep(self) -> None:
+    def _tidy(self, work: Callable[[], int]) -> None:
         try:
-            self._store.sweep(self._limits)
-            self._store.strays()
+            work()
         except Exception as error:  # as above; the next sweep tries again
             log.warning("quarantine: cannot be swept: %s", error)
 

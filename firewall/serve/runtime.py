@@ -200,9 +200,8 @@ class ServedModel:
         self._metrics = metrics
         self._audit = audit
         self._ready = False
-        self._drift = Drift(guard.policy.false_positive_rate, guard.calibration.least_group(
-            guard.policy.false_positive_rate
-        ))  # fmt: skip
+        rate = guard.policy.false_positive_rate
+        self._drift = Drift(rate, guard.calibration.least_group(rate))
         self._drift_lock = threading.Lock()
         self._drifted = ""
         metrics.drift(self.name, lambda: self._drift.evidence)

@@ -24,6 +24,8 @@ from firewall.errors import (
     DeadlineExceeded,
     FirewallError,
     NotReady,
+    Refused,
+    RemoteError,
     UpstreamError,
 )
 from firewall.protocol.failure import failure
@@ -274,19 +276,14 @@ def _told(error: grpc.RpcError) -> Exception:
     """
     found = failure(error)
     code = error.code()
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if isinstance(found, NotReady):
         return NotReady("the classifier behind this firewall does not answer")
-    if code in (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.FAILED_PRECONDITION,
-    ):
-        return found
-    return UpstreamError(f"upstream: {code.name}: {error.details()}", code.name)
+    if isinstance(found, Refused) or code is grpc.StatusCode.UNAUTHENTICATED:
+        # It refuses us and not them; as it stands, they would take it for our verdict.
+        return UpstreamError(f"upstream: {code.name}: {error.details()}")
+    if isinstance(found, RemoteError):
+        return UpstreamError(f"upstream: {code.name}: {error.details()}", code.name)
+    return found
 
 
 def describe(settings: UpstreamSettings) -> tuple[TensorInfo, TensorInfo, str]:

@@ -53,7 +53,11 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(self._period):
-            self._look()
+            try:
+                self._look()
+            except Exception:  # whatever it is, the next look may go well
+                log.exception("the upstream could not be looked at")
+                self.up = False
 
     def _look(self) -> None:
         if not self._classifier.ready():

@@ -192,12 +192,7 @@ def build(
             producer=f"robustness-firewall {__version__}",
             recipe=identity.recipe,
             seed=identity.seed,
-            libraries={
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "onnx": version("onnx"),
-                "numpy": np.__version__,
-            },
+            libraries=libraries(),
             data=dict(data.names),
             fitted=fitted,
         ),
@@ -217,6 +212,16 @@ def build(
     if smoothing is not None:
         files["smoothing.json"] = tabulate(smoothing).to_json()
     return write_bundle(target, manifest, files, signer)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what takes part in making a bundle."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": version("onnx"),
+        "numpy": np.__version__,
+    }
 
 
 def _said(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ from firewall.guard.assemble import assemble
 from firewall.guard.calibration import Calibration, Combination, least_sample
 from firewall.guard.compile import Post, compile_remote, example, input_only
 from firewall.guard.graph import Guard
+from firewall.guard.parity import ABSOLUTE, BATCHES, RELATIVE
 from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec, Replay
 from firewall.guard.selftest import SelfTest
 from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.guard.wire_input import WireInput
 from firewall.stages import RAW, Evidence, Fittable, Learner
 from firewall.stages.registry import Registry
-from firewall.train.build import measure_rows
+from firewall.train.build import libraries, measure_rows
 from firewall.train.card import render
 from firewall.train.measure import false_positives
 
@@ -47,8 +47,6 @@ DEFAULT = GuardSpec(
 #: Shares of the images by which stages are fitted, and on which the promise is measured.
 _FIT, _HELD = 0.2, 0.2
 _BATCH = 16
-#: Deviations between ONNX and torch that are allowed.
-_RELATIVE, _ABSOLUTE = 1e-3, 1e-4
 
 
 @dataclass(frozen=True)
@@ -163,14 +161,9 @@ def calibrate_remote(
         provenance=Provenance(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             producer=f"robustness-firewall {__version__}",
-            recipe="0" * 64,
+            recipe=_digest(guard_spec, input_spec, identity, rate, combination),
             seed=identity.seed,
-            libraries={
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "onnx": version("onnx"),
-                "numpy": np.__version__,
-            },
+            libraries=libraries(),
             data={part: (f"{len(rows)} images",) for part, rows in parts.items()},
             fitted=fitted,
         ),
@@ -187,6 +180,24 @@ def calibrate_remote(
         "MODEL_CARD.md": render(manifest, calibration, evaluation).encode(),
     }
     return write_bundle(target, manifest, files, signer)
+
+
+def _digest(
+    guard_spec: GuardSpec,
+    input_spec: InputSpec,
+    identity: RemoteIdentity,
+    rate: float,
+    combination: Combination,
+) -> str:
+    """Of everything that was chosen."""
+    body = {
+        "guard": guard_spec.model_dump(mode="json"),
+        "input": input_spec.model_dump(mode="json"),
+        "identity": asdict(identity),
+        "rate": rate,
+        "combination": combination,
+    }
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _parts(rows: int, rate: float, seed: int) -> dict[str, npt.NDArray[np.intp]]:
@@ -248,9 +259,7 @@ def _evidence(
             x = images(part)
             seen = guard.views(x)
             asked = torch.cat([part, *(images.back(view) for view in seen.values())])
-            said = classifier.infer(asked.contiguous().numpy(), None)
-            if halves.output == "probabilities":
-                said = np.log(np.maximum(said, 1e-12)).astype(np.float32)
+            said = halves.logits(classifier.infer(asked.contiguous().numpy(), None))
             by_view = torch.from_numpy(said).reshape(len(seen) + 1, len(part), -1)
             raw.append(x)
             for index, name in enumerate(logits):
@@ -273,14 +282,14 @@ def _check_parity(
         ParityError: they differ.
 
     """
-    for rows in (1, 2, 17):
+    for rows in BATCHES:
         wire = example(spec, rows, seed=rows)
         draws = torch.Generator().manual_seed(rows)
         said = torch.randn(halves.views + 1, rows, classes, generator=draws)
         answers = said.reshape(-1, classes)
         if halves.output == "probabilities":
             answers = answers.softmax(dim=1)
-            said = answers.clamp_min(1e-12).log().reshape(said.shape)
+            said = torch.from_numpy(halves.logits(answers.numpy())).reshape(said.shape)
         found = remote.with_classifier(Replay(answers.numpy())).both(wire.numpy(), batch=rows)
         with torch.no_grad():
             post = Post(guard, spec)
@@ -294,7 +303,5 @@ def _check_parity(
             ("log_probabilities", expected[0].numpy(), found[0]),
             ("statistics", statistics.numpy(), found[1]),
         ):
-            if want.shape != got.shape or not np.allclose(
-                want, got, rtol=_RELATIVE, atol=_ABSOLUTE
-            ):
+            if want.shape != got.shape or not np.allclose(want, got, rtol=RELATIVE, atol=ABSOLUTE):
                 raise ParityError(f"{name} at batch {rows}: ONNX and torch differ")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from firewall import __version__
-from firewall.errors import TrainingError
+from firewall.errors import ConfigError, TrainingError
 
 _DONE = "done.json"
 
@@ -108,6 +108,30 @@ def _hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.iterdir())
         if path.is_file() and not path.name.endswith(".part") and path.name != _DONE
     }
+
+
+def claim(folder: Path, of: str, problem: str) -> None:
+    """Take a folder for a piece of work, or find it taken for the same one.
+
+    Args:
+        folder: where its checkpoints will lie.
+        of: digest of everything that decides what is made.
+        problem: said when the folder is taken for another: a checkpoint is of other work.
+
+    Raises:
+        ConfigError: the folder is taken, or cannot be written.
+
+    """
+    path = folder / "begun.json"
+    try:
+        if path.exists():
+            if json.loads(path.read_text()) != {"of": of}:
+                raise ConfigError(problem)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"of": of})
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from error
 
 
 def write_json(path: Path, body: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import urllib.request
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def test_what_is_refused_is_kept_and_what_is_accepted_is_not(
         audited = [event for event in server.events() if event["event"] == "verdict"]
     # Stopped means written.
     store = open_store(str(database), None)
-    kept = store.list()
+    kept = store.find()
     assert {one.request_id for one in kept} == {event["request_id"] for event in audited}
     assert refused.value.request_id in {one.request_id for one in kept}
     last = next(one for one in kept if one.request_id == refused.value.request_id)
@@ -55,7 +54,7 @@ def test_what_is_refused_is_kept_and_what_is_accepted_is_not(
     # Nobody's address lies in it.
     text = b"".join(path.read_bytes() for path in tmp_path.glob("q.db*") if path.is_file())
     assert b"127.0.0.1" not in text
-    assert json.dumps(last.statistics)
+    assert last.statistics
 
 
 def test_a_quarantine_that_cannot_be_opened_is_said_at_the_start(

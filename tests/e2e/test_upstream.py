@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -217,4 +216,4 @@ def test_metrics_and_audit_are_as_ever(sidecar: Sidecar) -> None:
         time.sleep(0.1)
     last = sidecar.guard.events()[-1]
     assert last["verdict"] == "reject"
-    assert json.dumps(last)
+    assert last["reasons"]

@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Store:
 def test_what_is_kept_comes_back_as_it_was(store: Store, tmp_path: Path) -> None:
     first, second = entry(1), entry(2, verdict="flag", p_value=None)
     store.add([first, second])
-    newest, oldest = store.list()
+    newest, oldest = store.find()
     assert (newest.request_id, oldest.request_id) == ("r2", "r1")
     assert newest.p_value is None
     assert oldest.reasons == ("blur", "noise")
@@ -62,36 +62,36 @@ def test_a_row_that_is_tried_again_is_there_once(store: Store) -> None:
     one = entry(1)
     store.add([one])
     store.add([one, entry(2)])
-    assert len(store.list()) == 2
+    assert len(store.find()) == 2
 
 
 def test_lists_are_of_whom_one_asks_for(store: Store) -> None:
     store.add([entry(1), entry(2, client="c2"), entry(3, client="c2", model="other")])
-    assert len(store.list(client="c2")) == 2
-    assert [one.request_id for one in store.list(client="c2", model="tiny")] == ["r2"]
-    store.label(store.list(client="c1")[0].id, "cat", "me")
-    assert [one.request_id for one in store.list(reviewed=True)] == ["r1"]
-    assert len(store.list(reviewed=False)) == 2
-    assert len(store.list(limit=1)) == 1
+    assert len(store.find(client="c2")) == 2
+    assert [one.request_id for one in store.find(client="c2", model="tiny")] == ["r2"]
+    store.label(store.find(client="c1")[0].id, "cat", "me")
+    assert [one.request_id for one in store.find(reviewed=True)] == ["r1"]
+    assert len(store.find(reviewed=False)) == 2
+    assert len(store.find(limit=1)) == 1
 
 
 def test_a_client_is_forgotten_with_its_images(store: Store, tmp_path: Path) -> None:
     store.add([entry(1), entry(2, client="c2"), entry(3)])
     assert store.forget("c1") == 2
-    assert [one.client for one in store.list()] == ["c2"]
+    assert [one.client for one in store.find()] == ["c2"]
     assert len(list((tmp_path / "q.db.images").iterdir())) == 1
     assert store.forget("nobody") == 0
 
 
 def test_size_and_age_have_their_limits(store: Store) -> None:
     store.add([entry(number) for number in range(5)])
-    each = store.list()[0].size
+    each = store.find()[0].size
     assert store.sweep(Limits(bytes=3 * each + each // 2, days=1)) == 2
-    assert [one.request_id for one in store.list()] == ["r4", "r3", "r2"]
+    assert [one.request_id for one in store.find()] == ["r4", "r3", "r2"]
     assert store.sweep(Limits(bytes=10 * each, days=1)) == 0
     time.sleep(0.01)
     assert store.sweep(Limits(bytes=10 * each, days=1e-9)) == 3
-    assert store.list() == []
+    assert store.find() == []
 
 
 def test_images_without_a_row_are_cleared_away(store: Store, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_images_without_a_row_are_cleared_away(store: Store, tmp_path: Path) -> 
     assert store.strays() == 0
     assert store.strays(older=timedelta(0)) == 1
     assert not stray.exists()
-    assert np.array_equal(store.image(store.list()[0]), entry(1).wire)
+    assert np.array_equal(store.image(store.find()[0]), entry(1).wire)
 
 
 def test_what_is_not_there_is_said(store: Store, tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_what_is_not_there_is_said(store: Store, tmp_path: Path) -> None:
     [image] = (tmp_path / "q.db.images").iterdir()
     image.write_bytes(b"damaged")
     with pytest.raises(InvalidInput, match="is damaged"):
-        store.image(store.list()[0])
+        store.image(store.find()[0])
     image.unlink()
     with pytest.raises(InvalidInput, match="is gone"):
-        store.image(store.list()[0])
+        store.image(store.find()[0])
     with pytest.raises(ConfigError, match="name a folder or URL"):
         open_store("postgresql+psycopg://me:secret@host/db", None)
     with pytest.raises(ConfigError, match="cannot be opened") as caught:

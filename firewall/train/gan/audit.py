@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from firewall.train.gan.grid import write_grid
 from firewall.train.gan.judge import judge
 from firewall.train.gan.scores import distances
 from firewall.train.gan.usefulness import usefulness
-from firewall.train.steps import write_json
+from firewall.train.steps import claim, write_json
 
 #: Generated images that are drawn with their nearest neighbours, and neighbours of each.
 _DRAWN, _NEIGHBOURS = 10, 4
@@ -94,17 +93,12 @@ def _claim(
     total = hashlib.sha256(repr(settings).encode() + (graph or b""))
     for one in images:
         total.update(one.x.numpy().tobytes() + one.y.numpy().tobytes())
-    path = folder / "state" / "begun.json"
-    wanted = {"of": total.hexdigest()}
-    if path.exists():
-        if json.loads(path.read_text()) != wanted:
-            raise ConfigError(
-                f"--out: {folder} holds an audit of other images or with other settings; choose "
-                "another folder"
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    claim(
+        folder / "state",
+        total.hexdigest(),
+        f"--out: {folder} holds an audit of other images or with other settings; choose another "
+        "folder",
+    )
 
 
 def write_neighbours(

@@ -63,16 +63,14 @@ class GenerativeNetwork(nn.Module):
             for before, after in itertools.pairwise(channels)
         )
         self.mixes = nn.ModuleList(_Conditioned(one, classes, norm) for one in channels[1:])
-        self.last = nn.ConvTranspose2d(channels[-1], channels[-1] // 2, 4, stride=2, padding=1)
-        # Over the pixels themselves: a strided layer alone leaves its grid on them.
-        self.paint = nn.Conv2d(channels[-1] // 2, shape[0], 3, padding=1)
+        self.last = nn.ConvTranspose2d(channels[-1], shape[0], 4, stride=2, padding=1)
 
     def forward(self, code: Tensor, label: Tensor) -> Tensor:
         """[N, latent] codes and [N] classes to [N, C, H, W] in [0, 1]."""
         y = self.mixed(self.first(code).view(len(code), -1, *self.base), label)
         for up, mix in zip(self.ups, self.mixes, strict=True):
             y = mix(up(y), label)
-        y = self.paint(F.leaky_relu(self.last(y), 0.2))
+        y = self.last(y)
         _, height, width = self.shape
         top, left = (y.shape[2] - height) // 2, (y.shape[3] - width) // 2
         image: Tensor = torch.sigmoid(y[:, :, top : top + height, left : left + width])

@@ -30,7 +30,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -53,7 +53,7 @@ from firewall.train.gan.fit_paired import (
 )
 from firewall.train.gan.image_folder import FolderSpec, ImageFolder, read_folder
 from firewall.train.gan.translation_networks import ResidualTranslator
-from firewall.train.steps import write_json
+from firewall.train.steps import claim, write_json
 
 _BATCH = 64
 
@@ -262,17 +262,8 @@ def _claim(
     for side in sides:
         if side is not None:
             total.update(side.x.numpy().tobytes())
-    wanted: dict[str, Any] = {"of": total.hexdigest()}
-    path = folder / "state" / "begun.json"
-    try:
-        if path.exists():
-            if json.loads(path.read_text()) != wanted:
-                raise ConfigError(
-                    f"--out: {folder} holds a training with other images or settings; choose "
-                    "another folder"
-                )
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from error
+    claim(
+        folder / "state",
+        total.hexdigest(),
+        f"--out: {folder} holds a training with other images or settings; choose another folder",
+    )

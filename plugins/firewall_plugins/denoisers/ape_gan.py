@@ -9,8 +9,10 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from firewall.stages import API_VERSION, RAW, Denoiser, FitReport, Lesson, StageConfig
-from firewall_plugins.denoisers.perturbation_network import PatchJudge, PerturbationNetwork
+from firewall.stages import API_VERSION, Denoiser, FitReport, Lesson, StageConfig
+from firewall_plugins.denoisers.adversary import Adversary
+from firewall_plugins.denoisers.forgeries import forged
+from firewall_plugins.denoisers.perturbation_network import PerturbationNetwork
 
 
 class ApeGan(Denoiser):
@@ -49,42 +51,29 @@ class ApeGan(Denoiser):
     def learn(self, lesson: Lesson, rng: Generator) -> FitReport:
         """Play the game on pairs of forged and clean images."""
         self.train().requires_grad_(True)
-        # Not served, so no part of this stage.
-        judge = PatchJudge(self.config.width)
-        own = torch.optim.Adam(self.parameters(), 2e-3)
-        other = torch.optim.Adam(judge.parameters(), 2e-4, (0.5, 0.999))
+        adversary = Adversary(self.config.width)
+        adam = torch.optim.Adam(self.parameters(), 2e-3)
         before = after = 0.0
         for _ in range(self.config.epochs):
             before = after = 0.0
             order = torch.randperm(len(lesson.x), generator=rng)
             for rows in torch.split(order, self.config.batch):
                 x, label = lesson.x[rows], lesson.label[rows]
-                forged = _forged(lesson, x, label, rng)
+                share = 0.25 + 0.75 * float(torch.rand((), generator=rng))
                 # Clean images must pass as well.
-                seen, wanted = torch.cat([forged, x]), torch.cat([x, x])
+                seen = torch.cat([forged(lesson, x, label, share), x])
+                wanted = torch.cat([x, x])
                 # Not clamped: a pixel at the edge would teach nothing.
                 made = seen + self.network(seen)
                 distance = F.mse_loss(made, wanted)
-                judge.requires_grad_(False)
-                fooling = (judge(made) - 1.0).square().mean()
-                own.zero_grad()
-                (distance + self.config.adversarial * fooling).backward()
-                own.step()
-                judge.requires_grad_(True)
-                told = (judge(x) - 1.0).square().mean() + judge(made.detach()).square().mean()
-                other.zero_grad()
-                told.backward()
-                other.step()
-                share = len(rows) / len(lesson.x)
-                before += share * float(F.mse_loss(seen, wanted))
-                after += share * float(distance.detach())
+                adam.zero_grad()
+                loss = distance + self.config.adversarial * adversary.fooled(made)
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+                adversary.learn(x, made)
+                part = len(rows) / len(lesson.x)
+                before += part * float(F.mse_loss(seen, wanted))
+                after += part * float(distance.detach())
         self.eval().requires_grad_(False)
         figures = {"distance_of_leaving_it": before, "distance": after}
         return FitReport(rows=len(lesson.x), figures=figures)
-
-
-def _forged(lesson: Lesson, x: Tensor, label: Tensor, rng: Generator) -> Tensor:
-    def loss(at: Tensor) -> Tensor:
-        return F.cross_entropy(lesson.look(at).logits[RAW], label, reduction="none")
-
-    return lesson.forge(x, loss, 0.25 + 0.75 * float(torch.rand((), generator=rng)))

@@ -9,8 +9,10 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from firewall.stages import API_VERSION, RAW, Denoiser, FitReport, Lesson, StageConfig
-from firewall_plugins.denoisers.perturbation_network import PatchJudge, PerturbationNetwork
+from firewall.stages import API_VERSION, Denoiser, FitReport, Lesson, StageConfig
+from firewall_plugins.denoisers.adversary import Adversary
+from firewall_plugins.denoisers.forgeries import forged
+from firewall_plugins.denoisers.perturbation_network import PerturbationNetwork
 
 
 class CycleGan(Denoiser):
@@ -53,11 +55,8 @@ class CycleGan(Denoiser):
         self.train().requires_grad_(True)
         # Not served, so no part of this stage.
         back = PerturbationNetwork(self.config.width)
-        judges = [PatchJudge(self.config.width) for _ in range(2)]
-        own = torch.optim.Adam([*self.parameters(), *back.parameters()], 1e-3, (0.5, 0.999))
-        other = torch.optim.Adam(
-            [one for judge in judges for one in judge.parameters()], 2e-4, (0.5, 0.999)
-        )
+        clean_side, forged_side = Adversary(self.config.width), Adversary(self.config.width)
+        adam = torch.optim.Adam([*self.parameters(), *back.parameters()], 1e-3, (0.5, 0.999))
         error = steps = 0.0
         for _ in range(self.config.epochs):
             error = steps = 0.0
@@ -66,31 +65,19 @@ class CycleGan(Denoiser):
                 if len(rows) < 2:
                     continue
                 half = len(rows) // 2
-                forged = _forged(lesson, lesson.x[rows[:half]], lesson.label[rows[:half]])
+                bad = forged(lesson, lesson.x[rows[:half]], lesson.label[rows[:half]], 1.0)
                 clean = lesson.x[rows[half : 2 * half]]
-                cleaned, perturbed = self._there(forged), clean + back(clean)
-                cycle = F.l1_loss(cleaned + back(cleaned), forged) + F.l1_loss(
-                    self._there(perturbed), clean
-                )
-                same = F.l1_loss(self._there(clean), clean) + F.l1_loss(
-                    forged + back(forged), forged
-                )
-                pairs = ((judges[0], clean, cleaned), (judges[1], forged, perturbed))
-                fooling = forged.new_zeros(())
-                for judge, _, made in pairs:
-                    judge.requires_grad_(False)
-                    fooling = fooling + (judge(made) - 1.0).square().mean()
-                own.zero_grad()
-                (fooling + self.config.cycle * (cycle + self.config.identity * same)).backward()  # type: ignore[no-untyped-call]
-                own.step()
-                told = forged.new_zeros(())
-                for judge, real, made in pairs:
-                    judge.requires_grad_(True)
-                    told = told + (judge(real) - 1.0).square().mean()
-                    told = told + judge(made.detach()).square().mean()
-                other.zero_grad()
-                told.backward()  # type: ignore[no-untyped-call]
-                other.step()
+                cleaned, perturbed = self._there(bad), clean + back(clean)
+                cycle = F.l1_loss(cleaned + back(cleaned), bad)
+                cycle = cycle + F.l1_loss(self._there(perturbed), clean)
+                same = F.l1_loss(self._there(clean), clean) + F.l1_loss(bad + back(bad), bad)
+                fooling = clean_side.fooled(cleaned) + forged_side.fooled(perturbed)
+                total = fooling + self.config.cycle * (cycle + self.config.identity * same)
+                adam.zero_grad()
+                total.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+                clean_side.learn(clean, cleaned)
+                forged_side.learn(bad, perturbed)
                 error, steps = error + float(cycle.detach()) / 2, steps + 1
         self.eval().requires_grad_(False)
         return FitReport(rows=len(lesson.x), figures={"cycle_error": error / max(steps, 1)})
@@ -99,10 +86,3 @@ class CycleGan(Denoiser):
         """Not clamped: a pixel at the edge would teach nothing."""
         made: Tensor = x + self.network(x)
         return made
-
-
-def _forged(lesson: Lesson, x: Tensor, label: Tensor) -> Tensor:
-    def loss(at: Tensor) -> Tensor:
-        return F.cross_entropy(lesson.look(at).logits[RAW], label, reduction="none")
-
-    return lesson.forge(x, loss, 1.0)

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from firewall.stages import API_VERSION, RAW, Denoiser, FitReport, Lesson, StageConfig
+from firewall_plugins.denoisers.forgeries import forged
 from firewall_plugins.denoisers.perturbation_network import PerturbationNetwork
 
 
@@ -88,11 +89,7 @@ class LearnedDenoiser(Denoiser):
             noise = self.config.sigma * torch.randn(x.shape, generator=rng)
             return (x + noise).clamp(0.0, 1.0)
 
-        def loss(at: Tensor) -> Tensor:
-            return F.cross_entropy(lesson.look(at).logits[RAW], label, reduction="none")
-
-        share = 0.25 + 0.75 * float(torch.rand((), generator=rng))
-        return lesson.forge(x, loss, share)
+        return forged(lesson, x, label, 0.25 + 0.75 * float(torch.rand((), generator=rng)))
 
     def _loss(self, lesson: Lesson, cleaned: Tensor, wanted: Tensor) -> Tensor:
         if self.config.goal == "pixels":

@@ -1,4 +1,4 @@
-"""The networks of learned denoisers: what is to be taken away, and a judge of patches."""
+"""The network of learned denoisers: what is to be added to an image."""
 
 from __future__ import annotations
 
@@ -38,26 +38,6 @@ class PerturbationNetwork(nn.Module):
         wide = doubled(F.relu(self.up(deep)), height, width)
         left: Tensor = self.out(torch.cat([flat, wide], dim=1))
         return left.reshape(-1, channels, height, width)
-
-
-class PatchJudge(nn.Module):
-    """A logit of "clean" for each patch of 16 x 16 pixels or so; each channel by itself."""
-
-    def __init__(self, width: int) -> None:
-        """Weights that are always the same."""
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            self.first = nn.Conv2d(1, width, 4, stride=2, padding=1)
-            self.second = nn.Conv2d(width, 2 * width, 3, padding=1)
-            self.last = nn.Conv2d(2 * width, 1, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] in [0, 1] to [N * C, 1, H / 2, W / 2]."""
-        y = 2.0 * x.reshape(-1, 1, *x.shape[2:]) - 1.0
-        y = F.leaky_relu(self.second(F.leaky_relu(self.first(y), 0.2)), 0.2)
-        logits: Tensor = self.last(y)
-        return logits
 
 
 def doubled(y: Tensor, height: int, width: int) -> Tensor:

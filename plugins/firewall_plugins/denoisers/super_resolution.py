@@ -11,11 +11,8 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from firewall.stages import API_VERSION, Denoiser, FitReport, Lesson, StageConfig
-from firewall_plugins.denoisers.perturbation_network import (
-    PatchJudge,
-    PerturbationNetwork,
-    doubled,
-)
+from firewall_plugins.denoisers.adversary import Adversary
+from firewall_plugins.denoisers.perturbation_network import PerturbationNetwork, doubled
 
 
 class SuperResolution(Denoiser):
@@ -74,10 +71,8 @@ class SuperResolution(Denoiser):
     def learn(self, lesson: Lesson, rng: Generator) -> FitReport:
         """Play the game on clean images."""
         self.train().requires_grad_(True)
-        # Not served, so no part of this stage.
-        judge = PatchJudge(self.config.width)
-        own = torch.optim.Adam(self.parameters(), 2e-3)
-        other = torch.optim.Adam(judge.parameters(), 2e-4, (0.5, 0.999))
+        adversary = Adversary(self.config.width)
+        adam = torch.optim.Adam(self.parameters(), 2e-3)
         plain = drawn = 0.0
         for _ in range(self.config.epochs):
             plain = drawn = 0.0
@@ -86,16 +81,11 @@ class SuperResolution(Denoiser):
                 x = lesson.x[rows]
                 made = self._drawn(x)
                 distance = F.l1_loss(made, x)
-                judge.requires_grad_(False)
-                fooling = (judge(made) - 1.0).square().mean()
-                own.zero_grad()
-                (distance + self.config.adversarial * fooling).backward()
-                own.step()
-                judge.requires_grad_(True)
-                told = (judge(x) - 1.0).square().mean() + judge(made.detach()).square().mean()
-                other.zero_grad()
-                told.backward()
-                other.step()
+                adam.zero_grad()
+                loss = distance + self.config.adversarial * adversary.fooled(made)
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+                adversary.learn(x, made)
                 share = len(rows) / len(lesson.x)
                 with torch.no_grad():
                     plain += share * float(F.mse_loss(self.enlarged(x), x))
