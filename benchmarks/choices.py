@@ -114,7 +114,9 @@ def _measure(
     name: str, spec: NetworkSpec, train: TrainSpec, parts: dict[str, Any], seed: int, folder: Path
 ) -> None:
     every = images(parts["train"])
-    network = make_network(spec, tuple(every.x.shape[1:]), len(parts["train"].labels), seed)
+    channels, height, width = every.x.shape[1:]
+    shape = (channels, height, width)
+    network = make_network(spec, shape, len(parts["train"].labels), seed)
     begun = time.perf_counter()
     fit_network(
         network, Images(every.x[:ROWS], every.y[:ROWS]), images(parts["selection"]),
