@@ -9,10 +9,12 @@
     ├── DeadlineExceeded      the caller's deadline passed first
     ├── Cancelled             the caller went away
     ├── NotReady              the model has not passed its self-test, or the server drains
+    ├── Unauthenticated       the client does not say who it is, or nobody knows it
     ├── Unsupported           the bundle cannot do what was asked
     ├── Refused               client side: the firewall refused the whole request
     ├── RemoteError           client side: any other answer that is not an answer
     ├── UpstreamError         the classifier behind the firewall failed
+    ├── StateUnavailable      what monitors remember cannot be asked for
     ├── ConfigError           a policy, recipe or guard specification is wrong
     ├── PluginError
     │   ├── PluginNotFound    no plugin of that kind and name is installed
@@ -73,6 +75,10 @@ class NotReady(FirewallError):
     """The model has not passed its self-test, or the server is draining."""
 
 
+class Unauthenticated(FirewallError):
+    """The client does not say who it is, or nobody knows it."""
+
+
 class Unsupported(FirewallError):
     """The bundle cannot do what was asked."""
 
@@ -101,6 +107,10 @@ class UpstreamError(FirewallError):
         super().__init__(problem)
         #: name of the gRPC status code that it gave
         self.status = status
+
+
+class StateUnavailable(FirewallError):
+    """The store of what monitors remember cannot be asked."""
 
 
 class ConfigError(FirewallError):

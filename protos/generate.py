@@ -19,6 +19,7 @@ from grpc_tools import protoc
 HERE = Path(__file__).resolve().parent
 SOURCES = (
     "firewall/v1/firewall.proto",
+    "firewall/v1/admin.proto",
     "inference/open_inference.proto",
     "onnx/onnx_subset.proto",
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import signal
 import sys
 import time
 from dataclasses import replace
@@ -13,28 +11,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from firewall.cli.admin import admin_app, token
 from firewall.cli.attack import attack
 from firewall.cli.calibrate import calibrate
 from firewall.cli.evaluate import evaluate
 from firewall.cli.gan import gan_app
-from firewall.cli.quarantine import open_store, quarantine_app
+from firewall.cli.quarantine import quarantine_app
+from firewall.cli.serve import serve
 from firewall.cli.shared import (
+    Authorities,
+    Certificate,
     Json,
+    Key,
+    PolicyFile,
     Trust,
     default_bundle,
     default_bundle_in_a_process,
     open_checked,
+    read_policy,
+    read_tls,
+    read_token,
 )
 from firewall.cli.train import train
 from firewall.errors import ConfigError, FirewallError
 
 if TYPE_CHECKING:
-    from firewall.bundle.manifest import Manifest
     from firewall.demo.story import Story
-    from firewall.guard.policy import Policy
-    from firewall.quarantine.writer import Writer
-    from firewall.serve.metrics import Metrics
-    from firewall.serve.upstream import Upstream
 
 app = typer.Typer(
     name="firewall",
@@ -47,10 +49,7 @@ bundle_app = typer.Typer(help="Look at bundles.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(gan_app, name="gan")
 app.add_typer(quarantine_app, name="quarantine")
-
-PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="Policy in TOML; defaults apply without.")
-]
+app.add_typer(admin_app, name="admin")
 
 
 def main() -> None:
@@ -94,177 +93,18 @@ def demo(
 
 
 @app.command()
-def serve(
-    bundles: Annotated[
-        list[Path] | None, typer.Argument(help="Bundles; the default one without.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to bind.")] = "0.0.0.0",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")
-    ] = 8081,
-    http_port: Annotated[
-        int,
-        typer.Option(
-            min=0, max=65535, help="Port of /metrics, /healthz, /readyz; 0 takes a free one."
-        ),
-    ] = 8082,
-    upstream: Annotated[
-        str | None,
-        typer.Option(
-            help="The classifier of a bundle that has none inside: "
-            "grpc://host:port/model[/version], grpcs:// with TLS."
-        ),
-    ] = None,
-    upstream_ca: Annotated[
-        Path | None, typer.Option(help="Certificate authorities of grpcs:// (PEM).")
-    ] = None,
-    upstream_timeout: Annotated[
-        float, typer.Option(min=0.001, help="Seconds of a call without a deadline.")
-    ] = 30.0,
-    upstream_rows: Annotated[
-        int, typer.Option(min=1, help="Rows of one call, views among them.")
-    ] = 256,
-    policy: PolicyFile = None,
-    mode: Annotated[
-        str | None, typer.Option(help="enforce, monitor or off; overrides the policy file.")
-    ] = None,
-    false_positive_rate: Annotated[
-        float | None, typer.Option(help="Overrides the policy file.")
-    ] = None,
-    trust: Trust = None,
-    threads: Annotated[int, typer.Option(min=0, help="Of one inference; 0 is one a core.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    max_message: Annotated[
-        int, typer.Option(min=1024, max=(1 << 31) - 1, help="Bytes of one message.")
-    ] = 64 << 20,
-    max_rows: Annotated[int, typer.Option(min=1, help="Rows of one request.")] = 64,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Of an encoded image.")] = 50_000_000,
-    grace: Annotated[
-        float, typer.Option(min=0, help="Seconds for running requests at the end.")
-    ] = 15.0,
-    quarantine: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep refused and flagged rows: a file, or sqlite:/// or postgresql+psycopg://."
-        ),
-    ] = None,
-    quarantine_images: Annotated[
-        str | None, typer.Option(help="Folder or fsspec URL of their images; beside the file.")
-    ] = None,
-    quarantine_key: Annotated[
-        Path | None, typer.Option(help="Key of clients' pseudonyms; made if it is not there.")
-    ] = None,
-    quarantine_days: Annotated[float, typer.Option(min=0.001, help="That a row is kept.")] = 30.0,
-    quarantine_bytes: Annotated[
-        int, typer.Option(min=1 << 20, help="Of images; the oldest go first.")
-    ] = 10 << 30,
-    audit_log: Annotated[
-        str, typer.Option(help="File to append JSON lines to; - is standard output.")
-    ] = "-",
-) -> None:
-    """Serve bundles over gRPC until stopped."""
-    from firewall.bundle.signing import config_dir, trusted_keys
-    from firewall.bundle.store import open_bundle
-    from firewall.quarantine.entry import pseudonym
-    from firewall.quarantine.key import pseudonym_key
-    from firewall.serve.audit import Audit
-    from firewall.serve.codec import Limits
-    from firewall.serve.metrics import Metrics
-    from firewall.serve.runtime import Models, ServedModel, load_guard
-    from firewall.serve.server import Server, Settings
-
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
-    )
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"--device: {device!r}; expected cpu or cuda")
-    chosen = _policy(policy, mode, false_positive_rate)
-    paths = bundles or [default_bundle_in_a_process()]
-    if upstream is not None and len(paths) != 1:
-        raise ConfigError(f"--upstream: is for one bundle; {len(paths)} are given")
-    trusted = trusted_keys(trust or ())
-    metrics = Metrics()
-    audit = Audit(_audit_stream(audit_log), metrics.audit_dropped)
-    writer, key = None, b""
-    if quarantine is not None:
-        writer = _quarantine(
-            quarantine, quarantine_images, quarantine_days, quarantine_bytes, metrics
-        )
-        key = pseudonym_key(quarantine_key or config_dir() / "pseudonym.key")
-    served: dict[str, ServedModel] = {}
-    for path in paths:
-        opened = open_bundle(path, trusted)
-        name = opened.manifest.name
-        if name in served:
-            raise ConfigError(f"bundles: two of them are named {name!r}")
-        classifier = None
-        if upstream is not None:
-            classifier = _upstream(
-                opened.manifest,
-                upstream,
-                upstream_ca,
-                timeout=upstream_timeout,
-                batch=upstream_rows,
-                max_message=max_message,
-            )
-        served[name] = ServedModel(
-            opened,
-            load_guard(
-                opened,
-                chosen,
-                threads=threads,
-                device="cuda" if device == "cuda" else "cpu",
-                classifier=classifier,
-            ),
-            metrics=metrics,
-            audit=audit,
-            batch_rows=8,
-            queue_rows=max(128, 2 * max_rows),
-            keep=None if writer is None else writer.put,
-            pseudonym=lambda client: pseudonym(client, key),
-        )
-    settings = Settings(
-        host=host,
-        port=port,
-        http_port=http_port,
-        max_message=max_message,
-        grace=grace,
-        limits=Limits(rows=max_rows, pixels=max_pixels),
-    )
-    server = Server(Models(served), settings, metrics)
-    # A list and not an Event: setting an Event twice from a handler can lock its own thread out.
-    signals: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: signals.append(received))
-    server.start()
-    audit.event(
-        "serving",
-        host=host,
-        port=server.port,
-        http_port=server.http_port,
-        models={name: one.manifest.version for name, one in served.items()},
-        provider=[one.guard.compiled.provider for one in served.values()],
-        mode=chosen.mode,
-        false_positive_rate=chosen.false_positive_rate,
-        policy=chosen.digest,
-    )
-    while not signals:
-        time.sleep(0.1)
-    audit.event("draining", grace=grace)
-    server.stop()
-    if writer is not None:
-        writer.close()
-    audit.event("stopped")
-    audit.close()
-
-
-@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or .npy files.")],
     address: Annotated[str, typer.Option(help="host:port of a firewall.")] = "localhost:8081",
     model: Annotated[str, typer.Option(help="Name; empty is the only one served.")] = "",
     top_k: Annotated[int, typer.Option(min=1, help="Labels of each image.")] = 5,
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 30.0,
+    authorities: Authorities = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="With this client's token.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a running firewall; exits with 3 when anything was refused."""
@@ -274,7 +114,9 @@ def predict(
     from firewall.guard.verdict import Verdict
 
     found: list[tuple[str, Any]] = []
-    with Client(address, model=model, timeout=timeout) as client:
+    tls = read_tls(authorities, certificate, key)
+    secret = "" if token_file is None else read_token(token_file)
+    with Client(address, model=model, timeout=timeout, tls=tls, token=secret) as client:
         for image in images:
             if image.suffix == ".npy":
                 try:
@@ -330,7 +172,7 @@ def screen(
     from firewall.serve.runtime import load_guard
 
     opened = open_bundle(bundle or default_bundle_in_a_process(), trusted_keys(trust or ()))
-    guard = load_guard(opened, _policy(policy, None, None))
+    guard = load_guard(opened, read_policy(policy, None, None))
     labels = opened.labels
     failed = False
     source = rows(paths, opened.manifest.input, opened.manifest.preprocessing)
@@ -356,14 +198,17 @@ def screen(
 @app.command()
 def plugins(as_json: Json = False) -> None:
     """List the installed plugins; a broken one is a line with its reason."""
+    from firewall.monitors.registry import MonitorInfo, MonitorRegistry
+
     try:
-        from firewall.stages.registry import Registry
+        from firewall.stages.registry import PluginInfo, Registry
     except ImportError as error:
         raise ConfigError(
             "plugins: stages are torch modules; pip install 'robustness-firewall[train]'"
         ) from error
 
-    lines = Registry.discover().report()
+    lines: list[PluginInfo | MonitorInfo] = [*Registry.discover().report()]
+    lines += MonitorRegistry.discover().report()
     if as_json:
         print(json.dumps([vars(line) for line in lines]))
         return
@@ -376,6 +221,8 @@ app.command()(attack)
 app.command()(calibrate)
 app.command()(evaluate)
 app.command()(train)
+app.command()(serve)
+app.command()(token)
 
 
 @bundle_app.command("show")
@@ -425,63 +272,6 @@ def bundle_verify(
 def bundle_default() -> None:
     """Build the default bundle if it is not cached, and print where it lies."""
     print(default_bundle(lambda step: print(f"firewall: {step}", file=sys.stderr, flush=True)))
-
-
-def _policy(path: Path | None, mode: str | None, rate: float | None) -> Policy:
-    from pydantic import ValidationError
-
-    from firewall.guard.policy import Policy
-
-    policy = Policy.load(path) if path else Policy()
-    changes = {"mode": mode, "false_positive_rate": rate}
-    body = policy.model_dump() | {key: value for key, value in changes.items() if value is not None}
-    try:
-        return Policy.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{flag}: {first['msg']}, got {first['input']!r}") from error
-
-
-def _quarantine(
-    database: str, images: str | None, days: float, size: int, metrics: Metrics
-) -> Writer:
-    """Where refused rows go, by a thread of its own."""
-    from firewall.quarantine.store import Limits
-    from firewall.quarantine.writer import Writer
-
-    writer = Writer(
-        open_store(database, images),
-        Limits(bytes=size, days=days),
-        stored=lambda rows: metrics.quarantined("stored", rows),
-        dropped=lambda rows: metrics.quarantined("dropped", rows),
-    )
-    metrics.quarantine_queue(lambda: writer.waiting)
-    return writer
-
-
-def _upstream(manifest: Manifest, url: str, authorities: Path | None, **others: Any) -> Upstream:
-    """The classifier behind a guard; it may come up later."""
-    from firewall.serve.upstream import Upstream, UpstreamSettings
-
-    if authorities is not None:
-        try:
-            others["tls"] = authorities.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"--upstream-ca: {authorities} cannot be read: {error.strerror}"
-            ) from error
-    settings = UpstreamSettings.parse(url, **others)
-    return Upstream(settings, input_name=manifest.input.name, output=manifest.output)
-
-
-def _audit_stream(name: str) -> Any:
-    if name == "-":
-        return sys.stdout
-    try:
-        return open(name, "a", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--audit-log: {name} cannot be opened: {error.strerror}") from error
 
 
 def _print_story(told: Story) -> None:

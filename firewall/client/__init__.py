@@ -20,6 +20,7 @@ from firewall.client.native import (
     Prediction,
 )
 from firewall.client.open_inference import OpenInferenceClient
+from firewall.client.security import Tls
 from firewall.guard.verdict import Verdict
 from firewall.protocol.tensors import TensorInfo
 
@@ -33,5 +34,6 @@ __all__ = [
     "OpenInferenceClient",
     "Prediction",
     "TensorInfo",
+    "Tls",
     "Verdict",
 ]

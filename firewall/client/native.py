@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from firewall.client.security import Tls, bearer, channel
 from firewall.errors import InvalidInput
 from firewall.guard.verdict import Verdict
 from firewall.protocol.failure import failure
@@ -99,7 +100,14 @@ class Client:
     """Blocking client. Thread-safe; close it, or use it as a context manager."""
 
     def __init__(
-        self, address: str, *, model: str = "", timeout: float = 30.0, wait: bool = False
+        self,
+        address: str,
+        *,
+        model: str = "",
+        timeout: float = 30.0,
+        wait: bool = False,
+        tls: Tls | None = None,
+        token: str = "",
     ) -> None:
         """Connect lazily.
 
@@ -108,9 +116,12 @@ class Client:
             model: name; empty is the only model served.
             timeout: seconds for each call.
             wait: wait for the server to come up, within the timeout, instead of failing at once.
+            tls: certificates; None is without TLS.
+            token: that names this client to the server.
 
         """
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._channel = channel(address, tls, _OPTIONS)
+        self._metadata = bearer(token)
         self._model = model
         self._timeout = timeout
         self._wait = wait
@@ -187,7 +198,12 @@ class Client:
             _SERVICE + method, type(request).SerializeToString, response.FromString
         )
         try:
-            return call(request, timeout=self._timeout, wait_for_ready=self._wait)
+            return call(
+                request,
+                timeout=self._timeout,
+                wait_for_ready=self._wait,
+                metadata=self._metadata,
+            )
         except grpc.RpcError as error:
             raise failure(error) from error
 
@@ -196,9 +212,21 @@ class AsyncClient:
     """Client for asyncio; otherwise as `Client`."""
 
     def __init__(
-        self, address: str, *, model: str = "", timeout: float = 30.0, wait: bool = False
+        self,
+        address: str,
+        *,
+        model: str = "",
+        timeout: float = 30.0,
+        wait: bool = False,
+        tls: Tls | None = None,
+        token: str = "",
     ) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = (
+            grpc.aio.insecure_channel(address, options=_OPTIONS)
+            if tls is None
+            else grpc.aio.secure_channel(address, tls.credentials(), options=_OPTIONS)
+        )
+        self._metadata = bearer(token)
         self._model = model
         self._timeout = timeout
         self._wait = wait
@@ -260,7 +288,12 @@ class AsyncClient:
             _SERVICE + method, type(request).SerializeToString, response.FromString
         )
         try:
-            return await call(request, timeout=self._timeout, wait_for_ready=self._wait)
+            return await call(
+                request,
+                timeout=self._timeout,
+                wait_for_ready=self._wait,
+                metadata=self._metadata,
+            )
         except grpc.RpcError as error:
             raise failure(error) from error
 

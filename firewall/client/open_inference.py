@@ -8,6 +8,7 @@ from typing import Any, Self
 import grpc
 import numpy.typing as npt
 
+from firewall.client.security import Tls, bearer, channel
 from firewall.errors import InvalidInput
 from firewall.protocol.failure import failure
 from firewall.protocol.tensors import DATATYPES, TensorInfo, tensor_infos, tensors_of
@@ -22,7 +23,14 @@ class OpenInferenceClient:
     """Blocking client of one model. Thread-safe; close it, or use it as a context manager."""
 
     def __init__(
-        self, address: str, *, model: str, version: str = "", timeout: float = 30.0
+        self,
+        address: str,
+        *,
+        model: str,
+        version: str = "",
+        timeout: float = 30.0,
+        tls: Tls | None = None,
+        token: str = "",
     ) -> None:
         """Connect lazily.
 
@@ -31,13 +39,16 @@ class OpenInferenceClient:
             model: name.
             version: empty is the server's choice.
             timeout: seconds for each call.
+            tls: certificates; None is without TLS.
+            token: that names this client to the server.
 
         """
         options = (
             ("grpc.max_receive_message_length", _MAX_MESSAGE),
             ("grpc.max_send_message_length", _MAX_MESSAGE),
         )
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._channel = channel(address, tls, options)
+        self._metadata = bearer(token)
         self._model = model
         self._version = version
         self._timeout = timeout
@@ -97,6 +108,6 @@ class OpenInferenceClient:
             _SERVICE + method, type(request).SerializeToString, response.FromString
         )
         try:
-            return call(request, timeout=self._timeout)
+            return call(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise failure(error) from error

@@ -75,10 +75,17 @@ class LiveGuard:
                 "certified_radius: missing; the bundle is meant for no L-infinity radius of which "
                 "half could be taken"
             )
+        twice = {monitor.name for monitor in policy.monitors} & {*calibration.detectors}
+        if twice:
+            raise ConfigError(
+                f"monitors: {min(twice)!r} is the name of a detector of this bundle; take another"
+            )
         unknown = [
             exclusion
             for exclusion in policy.exclusions
-            if exclusion.detector is not None and exclusion.detector not in calibration.detectors
+            if exclusion.detector is not None
+            and exclusion.detector
+            not in {*calibration.detectors, *(monitor.name for monitor in policy.monitors)}
         ]
         if unknown:
             raise ConfigError(
@@ -96,6 +103,17 @@ class LiveGuard:
             for exclusion in policy.exclusions:
                 # Made now: an exclusion that leaves nothing active fails at start, not in a call.
                 self._active_cascade(exclusion.client or "")
+
+    def with_policy(self, policy: Policy) -> LiveGuard:
+        """The same graphs under another policy; errors as when it is made."""
+        return LiveGuard(
+            self.compiled,
+            self.calibration,
+            policy,
+            model=self.model,
+            log_outputs=self._log_outputs,
+            radius=self.radius,
+        )
 
     def plan(self, client: str) -> Plan:
         """How a request of a client is screened; draws the sample."""

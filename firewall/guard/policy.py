@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,8 +15,8 @@ from firewall.errors import ConfigError
 class Exclusion(BaseModel):
     """What is not screened. Given fields must all match; at least one is given.
 
-    With `detector`, that detector is left out and the others keep their promise; without, the
-    request is not screened at all.
+    With `detector`, that detector or monitor is left out and the others keep their promise;
+    without, the request is not screened at all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,7 +24,7 @@ class Exclusion(BaseModel):
     #: Yours, to tell exclusions apart.
     id: str = Field(min_length=1, max_length=64)
     model: str | None = None
-    #: The client's address without port.
+    #: As the audit log names it: `cert:NAME`, `token:NAME`, or an address without port.
     client: str | None = None
     detector: str | None = None
 
@@ -37,6 +37,21 @@ class Exclusion(BaseModel):
     def matches(self, model: str, client: str) -> bool:
         """Whether the exclusion speaks about a request."""
         return self.model in (None, model) and self.client in (None, client)
+
+
+class MonitorSpec(BaseModel):
+    """`[[monitors]]`: one that remembers requests, and from which score on a row is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Yours; the reason that audit log and answers give, and what exclusions name.
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")
+    #: Entry-point name.
+    plugin: str = Field(min_length=1, max_length=64)
+    #: A row with this score or more is refused.
+    threshold: float = Field(allow_inf_nan=False)
+    #: Of the plugin.
+    config: dict[str, Any] = Field(default_factory=dict)
 
 
 class Policy(BaseModel):
@@ -68,6 +83,15 @@ class Policy(BaseModel):
     #: The classifier's outputs in full, rounded to 0.01 of probability, or the top class alone.
     outputs: Literal["full", "rounded", "label"] = "full"
     exclusions: tuple[Exclusion, ...] = ()
+    #: What remembers requests, beside the detectors of the bundle.
+    monitors: tuple[MonitorSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [monitor.name for monitor in self.monitors]
+        if len(set(names)) != len(names):
+            raise ValueError("two monitors have one name")
+        return self
 
     @model_validator(mode="after")
     def _certain(self) -> Self:

@@ -18,6 +18,7 @@ from firewall.errors import (
     Overloaded,
     Refused,
     RemoteError,
+    Unauthenticated,
     Unsupported,
 )
 
@@ -42,6 +43,7 @@ def failure(error: grpc.RpcError) -> FirewallError:
         grpc.StatusCode.NOT_FOUND: NotFound,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
         grpc.StatusCode.UNAVAILABLE: NotReady,
+        grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
         grpc.StatusCode.UNIMPLEMENTED: Unsupported,
     }
     if code in simple:

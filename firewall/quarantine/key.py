@@ -29,9 +29,9 @@ def pseudonym_key(path: Path) -> bytes:
                     file.write(secrets.token_hex(_BYTES) + "\n")
         key = bytes.fromhex(path.read_text().strip())
     except OSError as error:
-        raise ConfigError(f"quarantine key: {path} cannot be used: {error.strerror}") from error
+        raise ConfigError(f"key: {path} cannot be used: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"quarantine key: {path} holds no key in hexadecimal digits") from error
+        raise ConfigError(f"key: {path} holds no key in hexadecimal digits") from error
     if len(key) < 16:
-        raise ConfigError(f"quarantine key: {path} has {len(key)} bytes; 16 are the least")
+        raise ConfigError(f"key: {path} has {len(key)} bytes; 16 are the least")
     return key

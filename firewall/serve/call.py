@@ -19,7 +19,7 @@ class Call:
 
     Attributes:
         request_id: made by us until the message brings its own.
-        client: address without port.
+        client: `cert:NAME`, `token:NAME` or an address without port.
         deadline: `time.monotonic()` by which the answer is due; None is never.
         on_cancel: registers what to do when the caller goes away; False when it already has.
         active: False once the caller has gone away.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -16,10 +17,38 @@ from firewall.errors import ConfigError
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
+#: Connections that are answered at a time; more are closed.
+_CONNECTIONS = 32
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # Off: a port that another server holds must be an error, not shared.
     allow_reuse_port = False
+
+    def __init__(self, *arguments: Any) -> None:
+        self._slots = threading.BoundedSemaphore(_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):
@@ -60,7 +89,10 @@ class HttpServer:
             return _text(start_response, HTTPStatus.NOT_FOUND, "/metrics, /healthz or /readyz")
 
         try:
-            self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+            self._server = make_server(
+                host.strip("[]"), port, app,
+                server_class=_Server6 if ":" in host else _Server, handler_class=_Quiet,
+            )  # fmt: skip
         except OSError as error:
             raise ConfigError(
                 f"--http-port: {host}:{port} cannot be bound: {error.strerror}"

@@ -8,14 +8,15 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 
 from firewall.errors import InvalidInput, NotReady, Overloaded
+from firewall.serve.admission import Admission
 from firewall.serve.call import Call
+from firewall.serve.identity import Identity, address_of
 from firewall.serve.metrics import Metrics
-from firewall.serve.status import REQUEST_ID_KEY, to_status
+from firewall.serve.status import REQUEST_ID_KEY, Status, to_status
 from firewall.serve.workers import Workers
 
 #: A handler of ours: the bytes of a request and its call to the bytes of an answer.
@@ -39,7 +40,12 @@ class Boundary(grpc.ServerInterceptor):
         workers: Workers,
         backlog: int,
         side: ThreadPoolExecutor,
+        identity: Identity,
+        admission: Admission,
+        status: Callable[[Exception, str], Status] = to_status,
     ) -> None:
+        self._identity, self._admission = identity, admission
+        self._status = status
         self._services = services
         self._metrics = metrics
         self._draining = draining
@@ -115,12 +121,15 @@ class Boundary(grpc.ServerInterceptor):
         with self._lock:
             self._running += 1
         try:
-            _name_from_metadata(call, context)
+            metadata = dict(context.invocation_metadata())
+            _name(call, metadata.get(REQUEST_ID_KEY))
+            call.client = self._identity.of(context.peer(), metadata, context.auth_context())
             if self._draining():
                 raise NotReady("the server is shutting down")
-            answer = run(request, call)
+            with self._admission.enter(call.client):
+                answer = run(request, call)
         except Exception as error:
-            failure = to_status(error, call.request_id)
+            failure = self._status(error, call.request_id)
         finally:
             with self._lock:
                 self._running -= 1
@@ -140,20 +149,14 @@ def _call_of(context: grpc.ServicerContext) -> Call:
     def on_cancel(callback: Callable[[], None]) -> bool:
         return bool(context.add_callback(callback))
 
-    return Call(uuid.uuid4().hex, _address(context.peer()), deadline, on_cancel, context.is_active)
+    return Call(
+        uuid.uuid4().hex, address_of(context.peer()), deadline, on_cancel, context.is_active
+    )
 
 
-def _name_from_metadata(call: Call, context: grpc.ServicerContext) -> None:
-    for key, value in context.invocation_metadata():
-        if key == REQUEST_ID_KEY:
-            if not isinstance(value, str):
-                raise InvalidInput(REQUEST_ID_KEY, "expected text")
-            call.name(REQUEST_ID_KEY, value)
-
-
-def _address(peer: str) -> str:
-    """`ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000` to the address alone."""
-    kind, _, rest = unquote(peer).partition(":")
-    if kind in ("ipv4", "ipv6"):
-        return rest.rpartition(":")[0].strip("[]")
-    return kind or "unknown"
+def _name(call: Call, value: str | bytes | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise InvalidInput(REQUEST_ID_KEY, "expected text")
+    call.name(REQUEST_ID_KEY, value)

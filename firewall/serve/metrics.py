@@ -95,6 +95,30 @@ class Metrics:
             ("model", "version", "digest", "provider"),
             registry=self.registry,
         )
+        self._changes = Counter(
+            "firewall_changes",
+            "Reloads, rollbacks and other changes of what is served, by what became of them.",
+            ("model", "change", "result"),
+            registry=self.registry,
+        )
+        self._shadow = Counter(
+            "firewall_shadow_rows",
+            "Rows that a candidate saw too, by the live verdict and the candidate's.",
+            ("model", "live", "shadow"),
+            registry=self.registry,
+        )
+        self._shadow_labels = Counter(
+            "firewall_shadow_label_changes",
+            "Rows to which a candidate gives another class.",
+            ("model",),
+            registry=self.registry,
+        )
+        self._shadow_missed = Counter(
+            "firewall_shadow_missed",
+            "Requests that a candidate was to see and did not: dropped, or failed.",
+            ("model", "why"),
+            registry=self.registry,
+        )
         self._dropped = Counter(
             "firewall_audit_dropped",
             "Audit lines that could not be written.",
@@ -160,6 +184,28 @@ class Metrics:
     def bundle(self, model: str, version: str, digest: str, provider: str) -> None:
         """A bundle is live."""
         self._bundle.labels(model, version, digest[:12], provider).set(1)
+
+    def retired(self, model: str, version: str, digest: str, provider: str) -> None:
+        """A bundle is live no more."""
+        self._bundle.remove(model, version, digest[:12], provider)
+
+    def changed(self, model: str, change: str, result: str) -> None:
+        """A reload, rollback or the like was `done`, `unchanged` or `refused`."""
+        self._changes.labels(model, change, result).inc()
+
+    def shadowed(self, model: str, live: str, shadow: str, *, label: bool) -> None:
+        """A row was seen by a candidate too; `label` says whether their classes differ."""
+        self._shadow.labels(model, live, shadow).inc()
+        if label:
+            self._shadow_labels.labels(model).inc()
+
+    def shadow_dropped(self, model: str) -> None:
+        """A request was left out of a comparison: the candidate is behind."""
+        self._shadow_missed.labels(model, "dropped").inc()
+
+    def shadow_failed(self, model: str) -> None:
+        """A candidate failed on a request."""
+        self._shadow_missed.labels(model, "failed").inc()
 
     def audit_dropped(self) -> None:
         """An audit line could not be written."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from firewall.bundle.store import Bundle
 from firewall.errors import (
     BundleMalformed,
     ConfigError,
-    NotFound,
     NotReady,
     Overloaded,
     Unsupported,
@@ -37,6 +36,8 @@ from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher
 from firewall.serve.call import Call
 from firewall.serve.metrics import Metrics
+from firewall.serve.monitoring import Memory, Monitors
+from firewall.serve.shadow import Shadow
 from firewall.serve.watch import Watch
 
 #: Batches that are with a classifier elsewhere at a time.
@@ -177,8 +178,10 @@ class ServedModel:
         queue_rows: int,
         keep: Callable[[Entry], None] | None = None,
         pseudonym: Callable[[str], str] = lambda client: client,
+        watch: Watch | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        """Nothing is answered before the self-test.
+        """Nothing is answered before the self-test, and no metric speaks of it before `go_live`.
 
         Args:
             bundle: checked.
@@ -189,14 +192,35 @@ class ServedModel:
             queue_rows: rows that may wait.
             keep: takes refused and flagged rows; None keeps none.
             pseudonym: of clients, for what is kept.
+            watch: of a classifier elsewhere that another model has as well; its own without.
+            memory: where monitors remember; None where the policy names none.
+
+        Raises:
+            PluginError: a monitor is not installed, or breaks the contract.
+            ConfigError: a setting of one is wrong.
 
         """
-        self._keep, self._pseudonym, self._digest = keep, pseudonym, bundle.digest
+        self._keep, self._pseudonym = keep, pseudonym
+        # Without its graphs, which the guard has.
+        self._bundle = replace(
+            bundle,
+            files={name: data for name, data in bundle.files.items() if not name.endswith(".onnx")},
+        )
+        self.digest = bundle.digest
+        self._memory = memory
+        self._monitors: Monitors | None = None
+        if memory is not None:
+            self._monitors = Monitors(
+                guard.policy, bundle.manifest.name, bundle.manifest.input, memory
+            )
         self.manifest: Manifest = bundle.manifest
         self.labels = bundle.labels
         self.guard = guard
+        #: Sees what was answered, and decides nothing.
+        self.shadow: Shadow | None = None
         self._selftest = read_selftest(bundle)
         self._smoothing = read_smoothing(bundle)
+        self._batch_rows, self._queue_rows = batch_rows, queue_rows
         self._metrics = metrics
         self._audit = audit
         self._ready = False
@@ -204,11 +228,10 @@ class ServedModel:
         self._drift = Drift(rate, guard.calibration.least_group(rate))
         self._drift_lock = threading.Lock()
         self._drifted = ""
-        metrics.drift(self.name, lambda: self._drift.evidence)
-        self._watch: Watch | None = None
-        if isinstance(guard.compiled, RemoteGuard):
+        self.watch = watch
+        if isinstance(guard.compiled, RemoteGuard) and watch is None:
             remote = guard.compiled
-            self._watch = Watch(remote.classifier, lambda: same_classifier(self._selftest, remote))
+            self.watch = Watch(remote.classifier, lambda: same_classifier(self._selftest, remote))
         self._batcher: Batcher[_Rows, Answer] = Batcher(
             self._run,
             batch_rows=batch_rows,
@@ -219,8 +242,43 @@ class ServedModel:
         )
         # Certificates cost many passes: they may not take every thread from predictions.
         self._certifying = threading.BoundedSemaphore(_CERTIFYING)
-        metrics.queue(self.name, lambda: self._batcher.queued_rows)
-        metrics.bundle(self.name, self.manifest.version, bundle.digest, guard.compiled.provider)
+
+    def go_live(self) -> None:
+        """Metrics speak of this one from now on."""
+        self._metrics.drift(self.name, lambda: self._drift.evidence)
+        self._metrics.queue(self.name, lambda: self._batcher.queued_rows)
+        self._metrics.bundle(
+            self.name, self.manifest.version, self.digest, self.guard.compiled.provider
+        )
+
+    def retire(self) -> None:
+        """Metrics speak of another one from now on."""
+        self._metrics.retired(
+            self.name, self.manifest.version, self.digest, self.guard.compiled.provider
+        )
+
+    def with_policy(self, policy: Policy) -> ServedModel:
+        """The same graphs under another policy; ready when this one is.
+
+        Raises:
+            ConfigError: the policy asks for what the bundle does not have.
+            CalibrationError: the policy asks for a rate that cannot be promised.
+
+        """
+        other = ServedModel(
+            self._bundle,
+            self.guard.with_policy(policy),
+            metrics=self._metrics,
+            audit=self._audit,
+            batch_rows=self._batch_rows,
+            queue_rows=self._queue_rows,
+            keep=self._keep,
+            pseudonym=self._pseudonym,
+            watch=self.watch,
+            memory=self._memory,
+        )
+        other._ready = self._ready
+        return other
 
     @property
     def name(self) -> str:
@@ -230,7 +288,7 @@ class ServedModel:
     @property
     def ready(self) -> bool:
         """Whether the self-test has passed, and a classifier elsewhere can be asked."""
-        return self._ready and (self._watch is None or self._watch.up)
+        return self._ready and (self.watch is None or self.watch.up)
 
     def self_test(self) -> None:
         """Compare with what the bundle recorded; ready afterwards.
@@ -241,18 +299,18 @@ class ServedModel:
         """
         self._selftest.run(self.guard.compiled)
         self._ready = True
-        if self._watch is not None:
-            self._watch.start()
+        if self.watch is not None:
+            self.watch.start()
 
     @property
     def remote(self) -> bool:
         """Whether its classifier is elsewhere, and may come and go."""
-        return self._watch is not None
+        return self.watch is not None
 
     def close(self) -> None:
         """Let go of a classifier elsewhere."""
-        if self._watch is not None:
-            self._watch.stop()
+        if self.watch is not None:
+            self.watch.stop()
 
     def answer(self, wire: npt.NDArray[Any], call: Call) -> Answer:
         """Screen a batch of one request, together with whatever else waits.
@@ -269,6 +327,8 @@ class ServedModel:
         plan = self.guard.plan(call.client)
         rows = _Rows(wire, (plan,) * len(wire), call.deadline)
         answer = self._batcher.submit(rows, len(wire), call)
+        if self._monitors is not None:
+            answer = self._monitors.look(wire, answer, call.client)
         for row, decision in enumerate(answer.decisions):
             self._metrics.decided(self.name, decision)
             self._audit.decided(
@@ -283,6 +343,9 @@ class ServedModel:
             if self._keep is not None and decision.verdict is not Verdict.ACCEPT:
                 self._keep(self._entry(wire, row, answer, call))
         self._follow(answer)
+        # Read once: it may be dropped meanwhile.
+        if (shadow := self.shadow) is not None:
+            shadow.offer(wire, answer, call.client)
         return answer
 
     def _follow(self, answer: Answer) -> None:
@@ -305,7 +368,7 @@ class ServedModel:
             client=self._pseudonym(call.client),
             model=self.name,
             version=self.manifest.version,
-            bundle=self._digest,
+            bundle=self.digest,
             policy=self.guard.policy.digest,
             verdict=decision.verdict.value,
             reasons=decision.reasons,
@@ -397,45 +460,3 @@ class ServedModel:
                 first = last
         self._metrics.stage(self.name, "guard", time.perf_counter() - start)
         return answers
-
-
-class Models:
-    """What is served, by name."""
-
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
-        self._models = dict(models)
-
-    def __iter__(self) -> Any:
-        return iter(self._models.values())
-
-    @property
-    def ready(self) -> bool:
-        """Whether every model has passed its self-test."""
-        return all(model.ready for model in self._models.values())
-
-    def get(self, name: str, version: str = "", *, default: bool = False) -> ServedModel:
-        """The model of that name.
-
-        Args:
-            name: as asked for.
-            version: as asked for; empty is the live one.
-            default: whether an empty name means the only model.
-
-        Raises:
-            NotFound: another name or version.
-
-        """
-        if not name and default and len(self._models) == 1:
-            (model,) = self._models.values()
-        else:
-            found = self._models.get(name)
-            if found is None:
-                known = ", ".join(sorted(self._models))
-                raise NotFound(f"model_name: {name[:128]!r} is not served; served: {known}")
-            model = found
-        if version and version != model.manifest.version:
-            raise NotFound(
-                f"model_version: {version[:64]!r} of {model.name!r} is not served; served: "
-                f"{model.manifest.version}"
-            )
-        return model

@@ -14,12 +14,13 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from firewall.errors import ConfigError
+from firewall.serve.admission import Admission
 from firewall.serve.codec import Limits
 from firewall.serve.http import HttpServer
+from firewall.serve.identity import Identity
 from firewall.serve.interceptors import Boundary
 from firewall.serve.metrics import Metrics
-from firewall.serve.runtime import Models
+from firewall.serve.models import Models
 from firewall.serve.services import (
     NATIVE,
     OPEN_INFERENCE,
@@ -27,6 +28,7 @@ from firewall.serve.services import (
     OpenInferenceService,
     generic_handler,
 )
+from firewall.serve.tls import Credentials, authority, bind
 from firewall.serve.workers import Workers
 from firewall.wire import firewall_pb2, open_inference_pb2
 
@@ -54,6 +56,10 @@ class Settings:
         side_threads: for health, reflection and refusals.
         grace: seconds that running requests get when the server stops.
         limits: what one request may hold.
+        tls: of the gRPC port; None is without.
+        identity: whom a client is taken for.
+        client_rate: requests a second of one client; 0 is without limit.
+        client_burst: requests of one client that may come at once; twice the rate when 0.
 
     """
 
@@ -66,6 +72,10 @@ class Settings:
     side_threads: int = 8
     grace: float = 15.0
     limits: Limits = field(default_factory=Limits)
+    tls: Credentials | None = None
+    identity: Identity = field(default_factory=Identity)
+    client_rate: float = 0.0
+    client_burst: float = 0.0
 
 
 class Server:
@@ -94,6 +104,10 @@ class Server:
             workers=self._workers,
             backlog=settings.backlog,
             side=ThreadPoolExecutor(settings.side_threads, thread_name_prefix="side"),
+            identity=settings.identity,
+            admission=Admission(
+                settings.threads, rate=settings.client_rate, burst=settings.client_burst
+            ),
         )
         self._server = grpc.server(
             cast(ThreadPoolExecutor, self._workers),
@@ -122,11 +136,8 @@ class Server:
         reflection.enable_server_reflection(
             (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, _pool()
         )
-        address = f"{settings.host}:{settings.port}"
-        try:
-            self.port: int = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise ConfigError(f"--port: {address} cannot be bound; is it in use?") from error
+        address = authority(settings.host, settings.port)
+        self.port: int = bind(self._server, address, settings.tls, "--port")
         self._http = HttpServer(settings.host, settings.http_port, metrics.registry, self.ready)
         self.http_port = self._http.port
 
@@ -144,13 +155,13 @@ class Server:
         self._metrics.ready(False)
         self._server.start()
         try:
-            for model in self._models:
-                model.self_test()
+            for slot in self._models:
+                slot.live.self_test()
         except BaseException:
             self.stop(grace=0.0)
             raise
         self._follow()
-        if any(model.remote for model in self._models):
+        if any(slot.live.remote for slot in self._models):
             threading.Thread(target=self._follows, name="readiness", daemon=True).start()
 
     def _follows(self) -> None:
@@ -185,8 +196,7 @@ class Server:
                 self._server.stop(min(1.0, self._settings.grace)).wait()
                 break
         self._http.close()
-        for model in self._models:
-            model.close()
+        self._models.close()
 
     def _turn_away(self, end: float) -> None:
         """Answer what runs and say UNAVAILABLE to what comes, until nothing comes any more.

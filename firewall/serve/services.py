@@ -16,7 +16,7 @@ from firewall.serve.call import Call
 from firewall.serve.codec import Limits
 from firewall.serve.decoder import Decoder
 from firewall.serve.interceptors import RawMethod
-from firewall.serve.runtime import Models
+from firewall.serve.models import Models
 from firewall.serve.wire_scan import check_fields
 from firewall.wire import firewall_pb2 as native
 from firewall.wire import open_inference_pb2 as oip
@@ -42,7 +42,8 @@ class OpenInferenceService:
 
     def ModelReady(self, request: oip.ModelReadyRequest, call: Call) -> Message:  # noqa: N802
         """Whether one model is ready."""
-        return oip.ModelReadyResponse(ready=self._models.get(request.name, request.version).ready)
+        with self._models.lease(request.name, request.version) as model:
+            return oip.ModelReadyResponse(ready=model.ready)
 
     def ServerMetadata(  # noqa: N802
         self, request: oip.ServerMetadataRequest, call: Call
@@ -54,15 +55,16 @@ class OpenInferenceService:
         self, request: oip.ModelMetadataRequest, call: Call
     ) -> Message:
         """Inputs and outputs of one model."""
-        return codec.model_metadata(self._models.get(request.name, request.version).manifest)
+        with self._models.lease(request.name, request.version) as model:
+            return codec.model_metadata(model.manifest)
 
     def ModelInfer(self, request: oip.ModelInferRequest, call: Call) -> Message:  # noqa: N802
         """Screen a batch; answer all of it or refuse all of it."""
         call.name("id", request.id)
-        model = self._models.get(request.model_name, request.model_version)
-        wire = codec.tensor_from_infer(request, model.manifest, self._limits)
-        answer = model.answer(wire, call)
-        return codec.infer_response(request, model.manifest, answer, call.request_id)
+        with self._models.lease(request.model_name, request.model_version) as model:
+            wire = codec.tensor_from_infer(request, model.manifest, self._limits)
+            answer = model.answer(wire, call)
+            return codec.infer_response(request, model.manifest, answer, call.request_id)
 
 
 class FirewallService:
@@ -75,75 +77,75 @@ class FirewallService:
     def Predict(self, request: native.PredictRequest, call: Call) -> Message:  # noqa: N802
         """Screen every row and answer those that pass."""
         call.name("request_id", request.request_id)
-        model = self._models.get(request.model, request.version, default=True)
-        classes = model.manifest.classifier.classes
-        if request.top_k > classes:
-            raise InvalidInput("top_k", f"{request.top_k}; expected at most {classes}")
-        wire = self._decoder.batch(request.input, model.manifest, call)
-        answer = model.answer(wire, call)
-        disclose = model.guard.policy.disclose == "diagnostics"
-        return native.PredictResponse(
-            model=model.name,
-            version=model.manifest.version,
-            request_id=call.request_id,
-            predictions=codec.predictions(
-                answer, model.labels, request.top_k or min(5, classes), disclose
-            ),
-        )
+        with self._models.lease(request.model, request.version, default=True) as model:
+            classes = model.manifest.classifier.classes
+            if request.top_k > classes:
+                raise InvalidInput("top_k", f"{request.top_k}; expected at most {classes}")
+            wire = self._decoder.batch(request.input, model.manifest, call)
+            answer = model.answer(wire, call)
+            disclose = model.guard.policy.disclose == "diagnostics"
+            return native.PredictResponse(
+                model=model.name,
+                version=model.manifest.version,
+                request_id=call.request_id,
+                predictions=codec.predictions(
+                    answer, model.labels, request.top_k or min(5, classes), disclose
+                ),
+            )
 
     def Screen(self, request: native.ScreenRequest, call: Call) -> Message:  # noqa: N802
         """Screen every row."""
         call.name("request_id", request.request_id)
-        model = self._models.get(request.model, request.version, default=True)
-        wire = self._decoder.batch(request.input, model.manifest, call)
-        answer = model.answer(wire, call)
-        disclose = model.guard.policy.disclose == "diagnostics"
-        return native.ScreenResponse(
-            model=model.name,
-            version=model.manifest.version,
-            request_id=call.request_id,
-            decisions=[codec.decision(one, disclose) for one in answer.decisions],
-        )
+        with self._models.lease(request.model, request.version, default=True) as model:
+            wire = self._decoder.batch(request.input, model.manifest, call)
+            answer = model.answer(wire, call)
+            disclose = model.guard.policy.disclose == "diagnostics"
+            return native.ScreenResponse(
+                model=model.name,
+                version=model.manifest.version,
+                request_id=call.request_id,
+                decisions=[codec.decision(one, disclose) for one in answer.decisions],
+            )
 
     def Certify(self, request: native.CertifyRequest, call: Call) -> Message:  # noqa: N802
         """Bound every row that is not refused."""
         call.name("request_id", request.request_id)
-        model = self._models.get(request.model, request.version, default=True)
-        model.certifies()
-        wire = self._decoder.batch(request.input, model.manifest, call)
-        found = model.certify(wire, call)
-        return native.CertifyResponse(
-            model=model.name,
-            version=model.manifest.version,
-            request_id=call.request_id,
-            certificates=codec.certificates(found.bounded),
-            smoothed=codec.certificates(found.smoothed),
-        )
+        with self._models.lease(request.model, request.version, default=True) as model:
+            model.certifies()
+            wire = self._decoder.batch(request.input, model.manifest, call)
+            found = model.certify(wire, call)
+            return native.CertifyResponse(
+                model=model.name,
+                version=model.manifest.version,
+                request_id=call.request_id,
+                certificates=codec.certificates(found.bounded),
+                smoothed=codec.certificates(found.smoothed),
+            )
 
     def Describe(self, request: native.DescribeRequest, call: Call) -> Message:  # noqa: N802
         """What is served, and under which policy."""
-        model = self._models.get(request.model, request.version, default=True)
-        manifest, policy = model.manifest, model.guard.policy
-        cheap = model.guard.calibration.detectors[: model.guard.calibration.cheap]
-        return native.DescribeResponse(
-            model=model.name,
-            version=manifest.version,
-            datatype=manifest.input.datatype,
-            layout=manifest.input.layout,
-            shape=[-1, *manifest.input.shape],
-            classes=manifest.classifier.classes,
-            stages=[
-                native.Stage(
-                    kind=stage.kind,
-                    name=stage.name,
-                    plugin=stage.plugin,
-                    tier="cheap" if stage.name in cheap else "expensive",
-                )
-                for stage in manifest.guard.stages
-            ],
-            mode=policy.mode,
-            false_positive_rate=policy.false_positive_rate,
-        )
+        with self._models.lease(request.model, request.version, default=True) as model:
+            manifest, policy = model.manifest, model.guard.policy
+            cheap = model.guard.calibration.detectors[: model.guard.calibration.cheap]
+            return native.DescribeResponse(
+                model=model.name,
+                version=manifest.version,
+                datatype=manifest.input.datatype,
+                layout=manifest.input.layout,
+                shape=[-1, *manifest.input.shape],
+                classes=manifest.classifier.classes,
+                stages=[
+                    native.Stage(
+                        kind=stage.kind,
+                        name=stage.name,
+                        plugin=stage.plugin,
+                        tier="cheap" if stage.name in cheap else "expensive",
+                    )
+                    for stage in manifest.guard.stages
+                ],
+                mode=policy.mode,
+                false_positive_rate=policy.false_positive_rate,
+            )
 
 
 def generic_handler(descriptor: ServiceDescriptor, servicer: object) -> Any:

@@ -21,6 +21,7 @@ from firewall.errors import (
     NotReady,
     Overloaded,
     Refused,
+    Unauthenticated,
     Unsupported,
     UpstreamError,
 )
@@ -41,6 +42,7 @@ CODES: tuple[tuple[type[FirewallError], grpc.StatusCode], ...] = (
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Cancelled, grpc.StatusCode.CANCELLED),
     (NotReady, grpc.StatusCode.UNAVAILABLE),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (Unsupported, grpc.StatusCode.UNIMPLEMENTED),
     (Refused, grpc.StatusCode.PERMISSION_DENIED),
 )
@@ -53,6 +55,15 @@ class Status(grpc.Status):
     code: grpc.StatusCode
     details: str
     trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def to_admin_status(error: Exception, request_id: str) -> Status:
+    """As `to_status`, for operators: what is wrong with a bundle or a policy is theirs to know."""
+    if isinstance(error, FirewallError) and not isinstance(
+        error, (InvalidInput, NotFound, Unauthenticated, Overloaded)
+    ):
+        return _status(grpc.StatusCode.FAILED_PRECONDITION, str(error), [], request_id)
+    return to_status(error, request_id)
 
 
 def to_status(error: Exception, request_id: str) -> Status:

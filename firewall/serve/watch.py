@@ -40,9 +40,10 @@ class Watch:
         self.up = False
 
     def start(self) -> None:
-        """Look now, and every second from now on."""
+        """Look now, and every second from now on; again, look now."""
         self._look()
-        self._thread.start()
+        if not self._thread.is_alive():
+            self._thread.start()
 
     def stop(self) -> None:
         """Look no more, and close the connection."""

@@ -32,6 +32,9 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "train": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
     "evaluation": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
     "demo": ("firewall.serve", "firewall.cli", "grpc"),
+    "monitors": ("firewall.serve", "firewall.client", "firewall.stages", "firewall.train",
+                 "firewall.attack", "firewall.guard", "firewall.bundle", "firewall.cli", "torch",
+                 "onnxruntime", "grpc", "prometheus_client"),
     "quarantine": ("firewall.serve", "firewall.client", "firewall.stages", "firewall.train",
                    "firewall.attack", "firewall.cli", "torch", "onnxruntime", "grpc",
                    "prometheus_client"),
@@ -73,11 +76,17 @@ def test_layers(place: str) -> None:
     assert [line for file in files for line in breaches(file, FORBIDDEN[place])] == []
 
 
-def test_plugins_import_nothing_of_the_firewall_but_stages() -> None:
+def test_plugins_import_nothing_of_the_firewall_but_contracts() -> None:
     names = {name for path in PLUGINS.rglob("*.py") for name in imports(path)}
     ours = {name for name in names if name.startswith("firewall.")}
     assert ours
-    assert {name for name in ours if not name.startswith("firewall.stages.")} == set()
+    doors = ("firewall.stages.", "firewall.monitors.")
+    assert {name for name in ours if not name.startswith(doors)} == set()
+
+
+def test_monitors_import_no_torch() -> None:
+    for path in [*(ROOT / "monitors").glob("*.py"), *(PLUGINS / "monitors").glob("*.py")]:
+        assert breaches(path, ("torch", "firewall.stages")) == []
 
 
 def test_prometheus_is_known_to_metrics_and_http_alone() -> None:
@@ -92,7 +101,8 @@ def test_prometheus_is_known_to_metrics_and_http_alone() -> None:
 @pytest.mark.parametrize(
     "modules",
     [
-        "firewall.serve.server",
+        "firewall.serve.server, firewall.serve.admin, firewall.serve.rollout, firewall.cli.serve",
+        "firewall.monitors, firewall_plugins.monitors.query_similarity",
         "firewall.client",
         "firewall.bundle.store",
         "firewall.train.default_recipe",

@@ -27,7 +27,8 @@ from firewall.guard.policy import Policy
 from firewall.guard.verdict import Answer, Verdict
 from firewall.serve.audit import Audit
 from firewall.serve.metrics import Metrics
-from firewall.serve.runtime import Models, ServedModel, load_guard
+from firewall.serve.models import Models
+from firewall.serve.runtime import ServedModel, load_guard
 from firewall.serve.server import Server, Settings
 from tests.support.served import Served, served
 from tests.support.tiny import build_tiny, forged, wire

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from firewall.bundle.manifest import ThreatModel
 from firewall.bundle.signing import Signer
+from firewall.bundle.store import Bundle, write_bundle
 from firewall.guard.classifier import Classifier, ClassifierOutput
 from firewall.guard.compile import export
 from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
@@ -87,6 +88,12 @@ def forged(rows: int, seed: int = 0) -> np.ndarray:
     board = np.indices((SIDE, SIDE)).sum(axis=0) % 2
     x = np.broadcast_to(board, (rows, 3, SIDE, SIDE)).astype(np.float32)
     return np.ascontiguousarray(x)
+
+
+def another(bundle: Bundle, target: Path, signer: Signer, **changes: Any) -> Path:
+    """The same bundle with another manifest, signed anew; returns its place."""
+    write_bundle(target, bundle.manifest.model_copy(update=changes), bundle.files, signer)
+    return target
 
 
 def build_tiny(

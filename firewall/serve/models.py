@@ -1,0 +1,74 @@
+"""What is served, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from firewall.errors import NotFound
+from firewall.serve.runtime import ServedModel
+from firewall.serve.slot import Slot
+
+
+class Models:
+    """Slots by name. The names stay what they are; what is in them may change."""
+
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        """The models are live from now on."""
+        self._slots = {name: Slot(model) for name, model in models.items()}
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model has passed its self-test."""
+        return all(slot.live.ready for slot in self)
+
+    def slot(self, name: str, *, default: bool = False) -> Slot:
+        """What is served under a name.
+
+        Args:
+            name: as asked for.
+            default: whether an empty name means the only model.
+
+        Raises:
+            NotFound: another name.
+
+        """
+        if not name and default and len(self._slots) == 1:
+            (only,) = self._slots.values()
+            return only
+        found = self._slots.get(name)
+        if found is None:
+            known = ", ".join(sorted(self._slots))
+            raise NotFound(f"model_name: {name[:128]!r} is not served; served: {known}")
+        return found
+
+    @contextmanager
+    def lease(
+        self, name: str, version: str = "", *, default: bool = False
+    ) -> Iterator[ServedModel]:
+        """The model of that name, which stays open until the lease ends.
+
+        Args:
+            name: as asked for.
+            version: as asked for; empty is the live one.
+            default: whether an empty name means the only model.
+
+        Raises:
+            NotFound: another name or version.
+
+        """
+        with self.slot(name, default=default).lease() as model:
+            if version and version != model.manifest.version:
+                raise NotFound(
+                    f"model_version: {version[:64]!r} of {model.name!r} is not served; served: "
+                    f"{model.manifest.version}"
+                )
+            yield model
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for slot in self:
+            slot.close()

@@ -1,0 +1,1 @@
+"""Monitors that come with the firewall."""
