@@ -14,6 +14,7 @@ import typer
 from firewall.cli.admin import admin_app, token
 from firewall.cli.attack import attack
 from firewall.cli.calibrate import calibrate
+from firewall.cli.calibrate_monitor import calibrate_monitor
 from firewall.cli.evaluate import evaluate
 from firewall.cli.gan import gan_app
 from firewall.cli.quarantine import quarantine_app
@@ -219,6 +220,7 @@ def plugins(as_json: Json = False) -> None:
 
 app.command()(attack)
 app.command()(calibrate)
+app.command("calibrate-monitor")(calibrate_monitor)
 app.command()(evaluate)
 app.command()(train)
 app.command()(serve)

@@ -14,14 +14,22 @@ import pytest
 from firewall_plugins.monitors.fingerprints import Pixels, reduced
 from firewall_plugins.monitors.query_similarity import QuerySimilarity
 
-from firewall.errors import ConfigError, PluginBroken, PluginNotFound, StateUnavailable
+from firewall.errors import (
+    ConfigError,
+    PluginBroken,
+    PluginNotFound,
+    SampleTooSmall,
+    StateUnavailable,
+)
 from firewall.guard.policy import MonitorSpec, Policy
 from firewall.guard.spec import InputSpec
 from firewall.guard.verdict import Answer, Decision, Verdict
 from firewall.monitors import Seen, Store
+from firewall.monitors.calibrate import calibrate
 from firewall.monitors.memory import MemoryStore
 from firewall.monitors.redis import RedisStore
 from firewall.monitors.registry import MonitorRegistry
+from firewall.monitors.streams import Habits, benign
 from firewall.serve.monitoring import Memory, Monitors
 from tests.support.peers import free_ports
 
@@ -171,7 +179,8 @@ def scores(one: QuerySimilarity, x: np.ndarray[Any, Any], client: str = "a") -> 
 def test_small_steps_are_counted_and_other_images_and_repetitions_are_not(
     fingerprint: str, store: Store
 ) -> None:
-    one = monitor(store, fingerprints=(fingerprint,), outputs_width=4.0, thumbnail_width=0.5)
+    width = {"pixels": 1.0, "outputs": 4.0, "thumbnail": 0.5}[fingerprint]
+    one = monitor(store, fingerprint=fingerprint, width=width)
     assert max(scores(one, images(60, 1))) <= 2
     x = images(1, 2)
     assert [scores(one, x)[0] for _ in range(5)] == [0.0] * 5
@@ -189,7 +198,7 @@ def test_small_steps_are_counted_and_other_images_and_repetitions_are_not(
 
 
 def test_everyone_is_one_client_where_the_scope_says_so() -> None:
-    one = monitor(scope="everyone", fingerprints=("pixels",))
+    one = monitor(scope="everyone")
     x = np.repeat(images(1, 2), 20, axis=0)
     x[:, 0, 0, 0] = np.linspace(0.2, 0.9, 20)
     found = [scores(one, x[n : n + 1], f"client {n}")[0] for n in range(20)]
@@ -218,10 +227,11 @@ def test_nobody_without_the_secret_foresees_the_hashes() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (2, 3, 32, 32), (1, 3, 224, 224), (1, 1, 3, 2)])
 def test_every_size_of_image_has_fingerprints(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).random(shape, np.float32)
-    one = monitor(fingerprints=("pixels", "outputs", "thumbnail"))
-    assert scores(one, x) == [0.0] * len(x)
-    for flat in (np.zeros(shape, np.float32), np.ones(shape, np.float32)):
-        assert scores(one, flat)[0] == 0.0
+    for fingerprint in ("pixels", "outputs", "thumbnail"):
+        one = monitor(fingerprint=fingerprint, width=0.01)
+        assert scores(one, x) == [0.0] * len(x)
+        for flat in (np.zeros(shape, np.float32), np.ones(shape, np.float32)):
+            assert scores(one, flat)[0] == 0.0
 
 
 def test_blocks_are_means() -> None:
@@ -356,3 +366,60 @@ def test_the_key_file_is_made_once(tmp_path: Path) -> None:
     from firewall.quarantine.key import pseudonym_key
 
     assert pseudonym_key(tmp_path / "state.key") == pseudonym_key(tmp_path / "state.key")
+
+
+# --- calibration ---------------------------------------------------------------------------------
+
+
+def looked_at(pixels: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    x = (pixels.transpose(0, 3, 1, 2) / 255).astype(np.float32)
+    return x, outputs(x)
+
+
+def clean(rows: int, seed: int) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] = np.rint(images(rows, seed) * 255).astype(np.uint8)
+    return found.transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("fingerprint", ["pixels", "thumbnail"])
+def test_a_calibrated_monitor_keeps_its_promise_on_another_stream(fingerprint: str) -> None:
+    registry = MonitorRegistry.discover()
+    found = calibrate(
+        registry, "query-similarity", {"fingerprint": fingerprint}, clean(300, 5), looked_at,
+        rate=0.01, count=1500, habits=Habits(clients=5),
+    )  # fmt: skip
+    assert sum(found.requests.values()) == 1500
+    assert set(found.requests) == {"new", "again", "resaved", "frame"}
+    assert sum(found.alarms.values()) <= 15
+    # Clips would be refused if they did not count as clean.
+    assert found.threshold >= 3
+    one = registry.build("query-similarity", found.config, MemoryStore(), SECRET)
+    alarms = 0
+    stream = benign(clean(300, 6), 1000, Habits(clients=5), np.random.default_rng(1))
+    for request in stream:
+        x, out = looked_at(request.pixels[None])
+        alarms += int(one.observe(Seen(request.client, x, out))[0] >= found.threshold)
+    assert alarms <= 40
+
+
+def test_so_few_requests_promise_nothing() -> None:
+    with pytest.raises(SampleTooSmall, match=r"100 cannot promise 0\.001; expected at least 1000"):
+        calibrate(
+            MonitorRegistry.discover(), "query-similarity", {}, clean(10, 5), looked_at, count=100
+        )
+
+
+def test_a_stream_is_what_its_habits_say() -> None:
+    habits = Habits(again=0.2, resaved=0.1, videos=0.05, frames=4.0, clients=3)
+    pictures = clean(40, 5)
+    stream = list(benign(pictures, 1000, habits, np.random.default_rng(0)))
+    share = {kind: sum(one.kind == kind for one in stream) / 1000 for kind in
+             ("new", "again", "resaved", "frame")}  # fmt: skip
+    assert 0.1 < share["again"] < 0.3
+    assert 0.04 < share["resaved"] < 0.15
+    assert 0.05 < share["frame"] < 0.4
+    new = [one for one in stream if one.kind == "new"]
+    assert np.array_equal(new[0].pixels, pictures[0])
+    # The second lap is somebody else's.
+    assert {one.client.partition("-")[0] for one in new[:40]} == {"0"}
+    assert not {one.client for one in new[:40]} & {one.client for one in new[40:80]}

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint64]
+#: Images [N, C, H, W] in [0, 1] and log-probabilities [N, K] to one set a row.
+Fingerprint = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], list[Words]]
 
 #: Pixels to which an image's sides are reduced at most, by means over blocks.
 _SIDE = 64

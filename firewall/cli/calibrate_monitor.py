@@ -1,0 +1,96 @@
+"""`firewall calibrate-monitor`: a [[monitors]] section for a policy, from clean images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from firewall.cli.shared import Json, Trust, open_checked
+from firewall.errors import ConfigError
+
+
+def calibrate_monitor(
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Clean images, no two nearly the same: files, folders, or .npz."),
+    ],
+    bundle: Annotated[Path | None, typer.Option(help="The default one without.")] = None,
+    plugin: Annotated[str, typer.Option(help="As firewall plugins lists it.")] = "query-similarity",
+    name: Annotated[str, typer.Option(help="Of the section.")] = "queries",
+    config: Annotated[
+        str, typer.Option(help="Of the plugin, in JSON; the rest is learned.")
+    ] = "{}",
+    false_alarms: Annotated[
+        float, typer.Option(min=1e-6, max=0.5, help="Share of clean requests, at most.")
+    ] = 0.001,
+    requests: Annotated[
+        int, typer.Option(min=10, help="Of the stream by which it is calibrated.")
+    ] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Print a [[monitors]] section for the policy, calibrated on a stream of clean requests.
+
+    In the stream most requests are new images; some come again bit for bit, some resaved as JPEG,
+    some as frames of a clip.
+    """
+    import numpy as np
+
+    from firewall.guard.compiled import log_softmax
+    from firewall.guard.offline import rows
+    from firewall.guard.policy import Policy
+    from firewall.guard.preprocess import to_wire
+    from firewall.guard.wire_pixels import pixels
+    from firewall.monitors.calibrate import calibrate
+    from firewall.monitors.registry import MonitorRegistry
+    from firewall.serve.runtime import load_guard
+
+    try:
+        given = json.loads(config)
+    except ValueError as error:
+        raise ConfigError(f"--config: {config!r} is not JSON") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"--config: {config!r}; expected an object")
+    opened = open_checked(bundle, trust)
+    spec = opened.manifest.input
+    guard = load_guard(opened, Policy(mode="off"))
+    wire: list[Any] = []
+    for row in rows(images, spec, opened.manifest.preprocessing):
+        if row.wire is None:
+            raise ConfigError(f"images: {row.path}: {row.error}")
+        wire.append(row.wire)
+    if len(wire) < 2:
+        raise ConfigError(f"images: {len(wire)}; expected at least 2, and better thousands")
+    clean = np.rint(pixels(np.stack(wire), spec) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def look(some: Any) -> Any:
+        sent = to_wire(some, spec)
+        answer = guard.screen(sent, [guard.plan("")] * len(sent))
+        return pixels(sent, spec), log_softmax(answer.outputs)
+
+    found = calibrate(
+        MonitorRegistry.discover(), plugin, given, clean, look,
+        rate=false_alarms, count=requests, seed=seed,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps({
+            "name": name, "plugin": plugin, "threshold": found.threshold, "config": found.config,
+            "requests": dict(found.requests), "alarms": dict(found.alarms),
+            "largest": found.largest,
+        }))  # fmt: skip
+        return
+    print("[[monitors]]")
+    print(f"name = {json.dumps(name)}\nplugin = {json.dumps(plugin)}")
+    print(f"threshold = {found.threshold:g}")
+    print(
+        "config = { " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in found.config.items()) + " }"
+    )
+    said = ", ".join(
+        f"{found.alarms.get(kind, 0)} of {count} {kind}" for kind, count in found.requests.items()
+    )
+    print(f"firewall: false alarms: {said}; largest score {found.largest:g}", file=sys.stderr)
