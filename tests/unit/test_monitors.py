@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +30,7 @@ from firewall.monitors.registry import MonitorRegistry
 from firewall.monitors.streams import Habits, benign
 from firewall.serve.monitoring import Memory, Monitors
 from tests.support.peers import free_ports
+from tests.support.redis import Redis
 
 SECRET = bytes(range(32))
 
@@ -45,30 +44,10 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server of this test's own."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        pytest.skip("neither redis-server nor valkey-server is installed")
-    [port] = free_ports(1)
-    process = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-         "--dir", str(tmp_path_factory.mktemp("redis"))],
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    url = f"redis://127.0.0.1:{port}/0"
-    try:
-        store = RedisStore(url)
-        for _ in range(200):
-            try:
-                store.exchange([1], 1, seconds=1, most=1)
-                break
-            except StateUnavailable:
-                time.sleep(0.05)
-        store.close()
-        yield url
-    finally:
-        process.terminate()
-        process.wait(10)
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.stop()
 
 
 @pytest.fixture(params=["memory", "redis"])

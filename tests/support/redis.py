@@ -1,0 +1,46 @@
+"""A real Redis or Valkey of a test's own, which can be stopped and started again."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from firewall.errors import StateUnavailable
+from firewall.monitors.redis import RedisStore
+from tests.support.peers import free_ports
+
+
+class Redis:
+    """Keeps nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("redis-server") or shutil.which("valkey-server")
+        if program is None:
+            pytest.skip("neither redis-server nor valkey-server is installed")
+        [self.port] = free_ports(1)
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = [
+            program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
+            "--appendonly", "no", "--dir", str(folder),
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        store = RedisStore(self.url, prefix="ready:")
+        for _ in range(200):
+            try:
+                store.exchange([1], 1, seconds=1, most=1)
+                break
+            except StateUnavailable:
+                time.sleep(0.05)
+        store.close()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
