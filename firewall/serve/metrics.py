@@ -184,6 +184,10 @@ class Metrics:
     def bundle(self, model: str, version: str, digest: str, provider: str) -> None:
         """A bundle is live."""
         self._bundle.labels(model, version, digest[:12], provider).set(1)
+        # A counter that begins with its first event has no increase then, and no alert sees it.
+        self._faults.labels(model)
+        for change in ("reload", "rollback", "policy", "shadow", "promote", "drop"):
+            self._changes.labels(model, change, "refused")
 
     def retired(self, model: str, version: str, digest: str, provider: str) -> None:
         """A bundle is live no more."""
@@ -222,6 +226,8 @@ class Metrics:
     def quarantine_queue(self, rows: Callable[[], float]) -> None:
         """Read how many rows wait whenever metrics are scraped."""
         self._quarantine_queue.set_function(rows)
+        for state in ("stored", "dropped"):
+            self._quarantined.labels(state)
 
     def ready(self, ready: bool) -> None:
         """Readiness changed."""
