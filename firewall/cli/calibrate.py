@@ -1,4 +1,4 @@
-"""`firewall calibrate`: a bundle for a classifier that is served elsewhere."""
+"""`firewall calibrate`: a bundle for a classifier elsewhere, or a guard for other traffic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firewall.cli.shared import Json
+from firewall.cli.shared import Json, Trust
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,15 +19,29 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    upstream: Annotated[
-        str,
-        typer.Option(help="The classifier: grpc://host:port/model[/version], grpcs:// with TLS."),
-    ],
-    images: Annotated[
-        list[Path],
-        typer.Argument(help="Clean images: files, folders, or .npz files with x, as clients send."),
-    ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle; a new one.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Clean images: files, folders, or .npz files with x, as clients send."),
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(help="The classifier: grpc://host:port/model[/version], grpcs:// with TLS."),
+    ] = None,
+    from_quarantine: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibrate --bundle anew by what serve --quarantine-sample kept here: accepted "
+            "rows, and refused ones that people called clean."
+        ),
+    ] = None,
+    quarantine_images: Annotated[
+        str | None, typer.Option(help="As serve has it; beside the file without.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="With --from-quarantine: the guard; a new one is written.")
+    ] = None,
+    trust: Trust = None,
     stages: Annotated[
         Path | None, typer.Option(help="TOML with [[stages]], as in a recipe; good ones without.")
     ] = None,
@@ -49,11 +63,34 @@ def calibrate(
         int | None, typer.Option(min=4, help="Shorter side of encoded images before the crop.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the bundle; the classifier's own.")] = None,
-    version: Annotated[str, typer.Option(help="Of the bundle.")] = "1",
+    version: Annotated[
+        str | None, typer.Option(help="Of the bundle; 1 without, or the next number.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every draw.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Calibrate a guard for a served classifier that nobody here sees the weights of."""
+    """Calibrate a guard for a served classifier that nobody here sees the weights of.
+
+    With --from-quarantine: calibrate a guard anew, by the traffic that it has seen.
+    """
+    if from_quarantine is not None:
+        if images or bundle is None:
+            raise ConfigError("--from-quarantine: goes with --bundle, and without images")
+        from firewall.cli.recalibrate import recalibrate_bundle
+
+        found = recalibrate_bundle(
+            bundle, from_quarantine, quarantine_images, out,
+            trust=trust, upstream=upstream, version=version, rate=false_positive_rate, seed=seed,
+        )  # fmt: skip
+        if as_json:
+            print(json.dumps(found))
+        else:
+            print(f"{out}: version {found['version']}, calibrated on {found['images']} rows")
+        return
+    if upstream is None or not images:
+        raise ConfigError("calibrate: expected images and --upstream, or --from-quarantine")
+    if bundle is not None:
+        raise ConfigError("--bundle: is for --from-quarantine")
     try:
         from firewall.stages.registry import Registry
         from firewall.train.calibrate_remote import DEFAULT, RemoteIdentity, calibrate_remote
@@ -98,7 +135,7 @@ def calibrate(
             np.stack(wire) if wire else np.empty((0, *spec.shape)),
             RemoteIdentity(
                 name=name or settings.model,
-                version=version,
+                version=version or "1",
                 architecture=f"served elsewhere{f', {platform}' if platform else ''}",
                 labels=_labels(labels, classes),
                 output=given.name,

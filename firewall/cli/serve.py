@@ -146,6 +146,12 @@ def serve(
     quarantine_bytes: Annotated[
         int, typer.Option(min=1 << 20, help="Of images; the oldest go first.")
     ] = 10 << 30,
+    quarantine_sample: Annotated[
+        float,
+        typer.Option(
+            min=0, max=100, help="Percent of all screened rows to keep as well, accepted ones too."
+        ),
+    ] = 0.0,
     audit_log: Annotated[
         str, typer.Option(help="File to append JSON lines to; - is standard output.")
     ] = "-",
@@ -184,6 +190,8 @@ def serve(
     chosen = settings_of_policy()
     metrics = Metrics()
     audit = Audit(_audit_stream(audit_log), metrics.audit_dropped)
+    if quarantine_sample and quarantine is None:
+        raise ConfigError("--quarantine-sample: keeps rows in --quarantine, which is missing")
     writer, key = None, b""
     if quarantine is not None:
         writer = _quarantine(
@@ -223,6 +231,7 @@ def serve(
             batch_rows=8,
             queue_rows=max(128, 2 * max_rows),
             keep=None if writer is None else writer.put,
+            keep_share=quarantine_sample / 100,
             pseudonym=lambda client: pseudonym(client, key),
             memory=memory,
         )

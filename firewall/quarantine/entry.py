@@ -34,6 +34,7 @@ class Entry:
         p_value: None for a fault.
         said: class that the classifier named, by number.
         wire: [*input shape], as it was sent or decoded.
+        sampled: whether it was kept by lot, whatever its verdict: such rows are traffic as it is.
         key: its own: kept twice, it is there once.
 
     """
@@ -51,6 +52,7 @@ class Entry:
     p_value: float | None
     said: int
     wire: npt.NDArray[Any]
+    sampled: bool = False
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 

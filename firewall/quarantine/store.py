@@ -69,6 +69,7 @@ class Record:
     label: str | None
     reviewer: str | None
     reviewed: datetime | None
+    sampled: bool
 
 
 class Store:
@@ -117,6 +118,7 @@ class Store:
             sql.Column("label", sql.String(256)),
             sql.Column("reviewer", sql.String(128)),
             sql.Column("reviewed", sql.DateTime(timezone=True)),
+            sql.Column("sampled", sql.Boolean, nullable=False, server_default=sql.false()),
         )
         try:
             self._engine = sql.create_engine(database, pool_pre_ping=True)
@@ -128,6 +130,7 @@ class Store:
                     connection.execute("PRAGMA busy_timeout=5000")
 
             metadata.create_all(self._engine)
+            self._add_missing()
         except Exception as error:  # SQLAlchemy's, and each driver's own
             raise ConfigError(
                 f"--quarantine: {_hidden(database)} cannot be opened: {type(error).__name__}"
@@ -173,6 +176,7 @@ class Store:
                     "said": entry.said,
                     "image": name,
                     "size": len(data),
+                    "sampled": entry.sampled,
                 }
             )
         names = [row["image"] for row in rows]
@@ -266,6 +270,17 @@ class Store:
             for row in connection.execution_options(yield_per=_BATCH).execute(found).mappings():
                 yield _record(row)
 
+    def traffic(self, model: str) -> Iterator[Record]:
+        """Every row of a model that was kept by lot, the oldest first."""
+        found = (
+            self._table.select()
+            .where(self._table.c.sampled, self._table.c.model == model)
+            .order_by(self._table.c.id)
+        )
+        with self._engine.connect() as connection:
+            for row in connection.execution_options(yield_per=_BATCH).execute(found).mappings():
+                yield _record(row)
+
     def forget(self, client: str) -> int:
         """Remove every row and image of a client; returns how many."""
         return self._remove(self._table.c.client == client)
@@ -310,6 +325,15 @@ class Store:
     def close(self) -> None:
         """Close the database."""
         self._engine.dispose()
+
+    def _add_missing(self) -> None:
+        """A column that a table of an earlier version does not have yet."""
+        sql, name = self._sql, self._table.name
+        there = {one["name"] for one in sql.inspect(self._engine).get_columns(name)}
+        if "sampled" not in there:
+            change = f"ALTER TABLE {name} ADD COLUMN sampled BOOLEAN DEFAULT false NOT NULL"
+            with self._engine.begin() as connection:
+                connection.execute(sql.text(change))
 
     def _remove(self, which: Any) -> int:
         """Rows first: an image without a row is a stray, a row without its image a lie."""

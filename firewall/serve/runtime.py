@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -177,6 +178,7 @@ class ServedModel:
         batch_rows: int,
         queue_rows: int,
         keep: Callable[[Entry], None] | None = None,
+        keep_share: float = 0.0,
         pseudonym: Callable[[str], str] = lambda client: client,
         watch: Watch | None = None,
         memory: Memory | None = None,
@@ -191,6 +193,7 @@ class ServedModel:
             batch_rows: rows of a batch.
             queue_rows: rows that may wait.
             keep: takes refused and flagged rows; None keeps none.
+            keep_share: of all screened rows, in [0, 1]: kept by lot, whatever their verdict.
             pseudonym: of clients, for what is kept.
             watch: of a classifier elsewhere that another model has as well; its own without.
             memory: where monitors remember; None where the policy names none.
@@ -200,7 +203,7 @@ class ServedModel:
             ConfigError: a setting of one is wrong.
 
         """
-        self._keep, self._pseudonym = keep, pseudonym
+        self._keep, self._keep_share, self._pseudonym = keep, keep_share, pseudonym
         # Without its graphs, which the guard has.
         self._bundle = replace(
             bundle,
@@ -273,6 +276,7 @@ class ServedModel:
             batch_rows=self._batch_rows,
             queue_rows=self._queue_rows,
             keep=self._keep,
+            keep_share=self._keep_share,
             pseudonym=self._pseudonym,
             watch=self.watch,
             memory=self._memory,
@@ -340,8 +344,11 @@ class ServedModel:
                 row=row,
                 decision=decision,
             )
-            if self._keep is not None and decision.verdict is not Verdict.ACCEPT:
-                self._keep(self._entry(wire, row, answer, call))
+            if self._keep is not None:
+                screened = decision.p_value is not None or decision.fault
+                sampled = screened and random.random() < self._keep_share
+                if sampled or decision.verdict is not Verdict.ACCEPT:
+                    self._keep(self._entry(wire, row, answer, call, sampled))
         self._follow(answer)
         # Read once: it may be dropped meanwhile.
         if (shadow := self.shadow) is not None:
@@ -360,7 +367,9 @@ class ServedModel:
                 alarm=alarm or "p-values are again as calibration allows",
             )  # fmt: skip
 
-    def _entry(self, wire: npt.NDArray[Any], row: int, answer: Answer, call: Call) -> Entry:
+    def _entry(
+        self, wire: npt.NDArray[Any], row: int, answer: Answer, call: Call, sampled: bool
+    ) -> Entry:
         decision = answer.decisions[row]
         return Entry(
             request_id=call.request_id,
@@ -377,6 +386,7 @@ class ServedModel:
             said=int(answer.outputs[row].argmax()),
             # A copy: the batch is a view of the whole message.
             wire=wire[row].copy(),
+            sampled=sampled,
         )
 
     @property

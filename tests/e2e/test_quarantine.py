@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from firewall.bundle.signing import Signer
+from firewall.bundle.signing import Signer, user_signer
+from firewall.bundle.store import open_bundle
+from firewall.cli.app import app
 from firewall.cli.quarantine import open_store
+from firewall.client import Client
 from firewall.client.open_inference import OpenInferenceClient
 from firewall.errors import Refused
+from firewall.guard.policy import Policy
+from firewall.guard.verdict import Verdict
+from firewall.serve.runtime import load_guard
 from tests.support.served import served
 from tests.support.tiny import forged, wire
 
@@ -96,3 +103,62 @@ def test_many_refusals_are_told_as_a_broken_calibration(
         [event] = [one for one in server.events() if one["event"] == "calibration"]
     assert event["model"] == "tiny"
     assert "p-values below" in event["alarm"]
+
+
+def test_a_guard_is_calibrated_anew_by_the_traffic_that_it_has_seen(
+    tiny_path: Path, signer: Signer, tmp_path: Path
+) -> None:
+    database = tmp_path / "q.db"
+    with (
+        served(
+            tiny_path, signer, tmp_path, "--false-positive-rate", "0.05",
+            "--quarantine", str(database), "--quarantine-sample", "100",
+            "--quarantine-key", str(tmp_path / "pseudonym.key"),
+        ) as server,
+        Client(server.address) as client,
+    ):  # fmt: skip
+        # Another camera: all of it a little darker.
+        clean = [client.predict(wire(8, 300 + n) * np.float32(0.9)) for n in range(10)]
+        client.predict(forged(3))
+        server.terminate()
+    store = open_store(str(database), None)
+    kept = list(store.traffic("tiny"))
+    assert len(kept) == 83
+    accepted = sum(one.verdict.value == "accept" for row in clean for one in row)
+    assert sum(one.verdict == "accept" for one in kept) == accepted
+    (tmp_path / "signer.pub").write_text(signer.public)
+    command = [
+        "calibrate", "--from-quarantine", str(database), "--bundle", str(tiny_path), "--trust",
+        str(tmp_path / "signer.pub"), "--out", str(tmp_path / "new"), "--false-positive-rate",
+    ]  # fmt: skip
+    early = CliRunner().invoke(app, [*command, "0.05"])
+    assert "sampled rows were refused and nobody has looked at them" in str(early.exception)
+    for one in kept:
+        if one.verdict != "accept":
+            # Of the last three, a person says that they are none of the classes.
+            store.label(one.id, "" if one.id > kept[-4].id else "class 1", "alice")
+    few = CliRunner().invoke(app, [*command, "0.001"])
+    assert "80 cannot promise a false-positive rate of 0.001" in str(few.exception)
+    done = CliRunner().invoke(app, [*command, "0.05"])
+    assert done.exit_code == 0, done.exception
+    assert "version 2, calibrated on 80 rows" in done.stdout
+    new = open_bundle(tmp_path / "new", {user_signer().public})
+    old = open_bundle(tiny_path, {signer.public})
+    assert new.files["cheap.onnx"] == old.files["cheap.onnx"]
+    assert b"Calibrated anew" in new.files["MODEL_CARD.md"]
+    guard = load_guard(new, Policy(false_positive_rate=0.05))
+    assert len(guard.calibration.part_a) == len(guard.calibration.part_b) == 40
+    # What it was calibrated on is as common to it as the rate says, whatever it was before.
+    again = guard.screen(wire(40, 400) * np.float32(0.9), [guard.plan("")] * 40)
+    refused = sum(one.verdict is Verdict.REJECT for one in again.decisions)
+    assert refused <= 8
+
+
+def test_rows_are_sampled_only_where_they_can_be_kept(
+    tiny_path: Path, signer: Signer, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(AssertionError, match="--quarantine-sample: keeps rows in --quarantine"),
+        served(tiny_path, signer, tmp_path, "--quarantine-sample", "10"),
+    ):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from datetime import timedelta
@@ -55,6 +56,19 @@ def test_what_is_kept_comes_back_as_it_was(store: Store, tmp_path: Path) -> None
     # By another process as well.
     again = open_store(str(tmp_path / "q.db"), None)
     assert again.get(oldest.id) == oldest
+
+
+def test_a_table_of_an_earlier_version_gets_its_new_column(store: Store, tmp_path: Path) -> None:
+    store.add([entry(1)])
+    store.close()
+    with sqlite3.connect(tmp_path / "q.db") as connection:
+        connection.execute("ALTER TABLE firewall_quarantine DROP COLUMN sampled")
+    connection.close()
+    again = open_store(str(tmp_path / "q.db"), None)
+    assert [one.sampled for one in again.find()] == [False]
+    again.add([entry(2, sampled=True)])
+    assert [one.request_id for one in again.traffic("tiny")] == ["r2"]
+    assert list(again.traffic("other")) == []
 
 
 def test_a_row_that_is_tried_again_is_there_once(store: Store) -> None:
