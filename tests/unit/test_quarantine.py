@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from firewall.quarantine.key import pseudonym_key
 from firewall.quarantine.review import to_pixels
 from firewall.quarantine.store import Limits, Store
 from firewall.quarantine.writer import Writer
+from tests.support.postgres import postgres
 
 SPEC = InputSpec(name="image", channels=3, height=32, width=32)
 
@@ -38,12 +40,33 @@ def entry(number: int = 0, client: str = "c1", **changes: Any) -> Entry:
     return Entry(**(body | changes))
 
 
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where rows go; empty."""
+    if request.param == "sqlite":
+        return str(tmp_path / "q.db")
+    url: str = request.getfixturevalue("postgres_url")
+    engine = sqlalchemy.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("DROP TABLE IF EXISTS firewall_quarantine"))
+    engine.dispose()
+    return url
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "q.db"), None)
+def store(database: str, tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(database, str(tmp_path / "q.db.images"))
+    yield opened
+    opened.close()
 
 
-def test_what_is_kept_comes_back_as_it_was(store: Store, tmp_path: Path) -> None:
+def test_what_is_kept_comes_back_as_it_was(store: Store, database: str, tmp_path: Path) -> None:
     first, second = entry(1), entry(2, verdict="flag", p_value=None)
     store.add([first, second])
     newest, oldest = store.find()
@@ -54,21 +77,26 @@ def test_what_is_kept_comes_back_as_it_was(store: Store, tmp_path: Path) -> None
     assert oldest.created.tzinfo is not None
     assert np.array_equal(store.image(oldest), first.wire)
     # By another process as well.
-    again = open_store(str(tmp_path / "q.db"), None)
+    again = open_store(database, str(tmp_path / "q.db.images"))
     assert again.get(oldest.id) == oldest
+    again.close()
 
 
-def test_a_table_of_an_earlier_version_gets_its_new_column(store: Store, tmp_path: Path) -> None:
+def test_a_table_of_an_earlier_version_gets_its_new_column(
+    store: Store, database: str, tmp_path: Path
+) -> None:
     store.add([entry(1)])
     store.close()
-    with sqlite3.connect(tmp_path / "q.db") as connection:
-        connection.execute("ALTER TABLE firewall_quarantine DROP COLUMN sampled")
-    connection.close()
-    again = open_store(str(tmp_path / "q.db"), None)
+    engine = sqlalchemy.create_engine(database if "://" in database else f"sqlite:///{database}")
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("ALTER TABLE firewall_quarantine DROP COLUMN sampled"))
+    engine.dispose()
+    again = open_store(database, str(tmp_path / "q.db.images"))
     assert [one.sampled for one in again.find()] == [False]
     again.add([entry(2, sampled=True)])
     assert [one.request_id for one in again.traffic("tiny")] == ["r2"]
     assert list(again.traffic("other")) == []
+    again.close()
 
 
 def test_a_row_that_is_tried_again_is_there_once(store: Store) -> None:
