@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +17,18 @@ from pathlib import Path
 import grpc
 
 _MODEL = Path(__file__).parent / "mlserver_model" / "onnx_model.py"
+_KSERVE = Path(__file__).parent / "kserve_model" / "server.py"
+_PYTRITON = Path(__file__).parent / "pytriton_model" / "server.py"
 
 
-def environment(name: str, *packages: str) -> Path:
+def environment(name: str, *packages: str, interpreter: str = sys.executable) -> Path:
     """Its Python. Made once: kept in FIREWALL_PEERS, or in the user's cache."""
     cache = os.environ.get("FIREWALL_PEERS") or Path.home() / ".cache" / "firewall-peers"
     folder = Path(cache) / name
     done = folder / "packages.json"
     if not done.exists() or json.loads(done.read_text()) != list(packages):
         shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
+        subprocess.run([interpreter, "-m", "venv", str(folder)], check=True)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages]
         subprocess.run(pip, check=True, timeout=900)
         done.write_text(json.dumps(list(packages)))
@@ -67,24 +70,65 @@ def mlserver(net: Path, folder: Path, shape: tuple[int, int, int], classes: int)
         "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, classes]}],
     }
     (home / "peer" / "model-settings.json").write_text(json.dumps(model))
-    log = folder / "mlserver.log"
+    with _running(
+        [str(python.parent / "mlserver"), "start", str(home)], home / "peer", rpc
+    ) as peer:
+        yield peer
+
+
+@contextmanager
+def kserve(net: Path, folder: Path, shape: tuple[int, int, int], classes: int) -> Iterator[str]:
+    """KServe's Python server with the same; yields its gRPC address."""
+    python = environment("kserve", "kserve==0.21.0", "onnxruntime==1.32.0")
+    http, rpc = free_ports(2)
+    command = [
+        str(python), str(_KSERVE), "--net", str(net), "--shape", *map(str, shape),
+        "--classes", str(classes), "--http_port", str(http), "--grpc_port", str(rpc),
+    ]  # fmt: skip
+    with _running(command, folder, rpc) as peer:
+        yield peer
+
+
+@contextmanager
+def triton(net: Path, folder: Path, shape: tuple[int, int, int], classes: int) -> Iterator[str]:
+    """Triton with the same, by way of PyTriton; yields its gRPC address."""
+    # Its Triton has a Python of its own, which must be as old as the library that it loads.
+    system = "/usr/bin/python3.11"
+    python = environment(
+        "pytriton", "nvidia-pytriton", "onnxruntime==1.32.0",
+        interpreter=system if Path(system).exists() else sys.executable,
+    )  # fmt: skip
+    http, rpc, metrics = free_ports(3)
+    command = [
+        str(python), str(_PYTRITON), "--net", str(net), "--shape", *map(str, shape),
+        "--classes", str(classes), "--ports", str(http), str(rpc), str(metrics),
+    ]  # fmt: skip
+    with _running(command, folder, rpc) as peer:
+        yield peer
+
+
+#: Servers by name.
+PEERS = {"mlserver": mlserver, "kserve": kserve, "triton": triton}
+
+
+@contextmanager
+def _running(command: list[str], folder: Path, port: int) -> Iterator[str]:
+    log, address = folder / "server.log", f"127.0.0.1:{port}"
     with open(log, "w") as file:
+        # A session of its own: some start processes that outlive them.
         process = subprocess.Popen(
-            [str(python.parent / "mlserver"), "start", str(home)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=home / "peer",
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True
         )
     try:
-        _wait(f"127.0.0.1:{rpc}", process, log)
-        yield f"127.0.0.1:{rpc}"
+        _wait(address, process, log)
+        yield address
     finally:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
