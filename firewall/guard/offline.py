@@ -99,7 +99,7 @@ def _arrays(path: Path, spec: InputSpec) -> npt.NDArray[Any]:
             if "x" not in arrays:
                 raise InvalidInput(str(path), "holds no array named 'x'")
             x = arrays["x"]
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise InvalidInput(str(path), "not an .npz file of plain arrays") from error
     if x.ndim == 4 and x.dtype == np.uint8 and x.shape[1:] == (
         spec.height, spec.width, spec.channels

@@ -36,7 +36,7 @@ def load_npz(
             x, y = arrays["x"], arrays["y"]
     except OSError as error:
         raise ConfigError(f"{flag}: {path} cannot be read: {error.strerror}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{flag}: {path} is not an .npz file of plain arrays") from error
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise ConfigError(f"{flag}, y: {y.dtype} {list(y.shape)}; expected integers [rows]")
