@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from firewall.bundle.signing import Signer
 from firewall.testing import images
+from tests.support.command import command
 from tests.support.served import Served
 from tests.support.tiny import write_tiny_onnx
 
 
 def attack(*arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "firewall", "attack", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return command("attack", *arguments)
 
 
 def told(*arguments: str) -> dict[str, Any]:

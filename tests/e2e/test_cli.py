@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from firewall.bundle.signing import Signer
+from tests.support.command import command
 from tests.support.served import Served
 from tests.support.tiny import forged, pixels, wire
 
@@ -32,16 +33,7 @@ def policy(tmp_path: Path) -> list[str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "firewall", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"COLUMNS": "200"},
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return command(*arguments)
 
 
 def saved(path: Path, image: np.ndarray) -> str:

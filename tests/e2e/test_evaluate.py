@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from firewall.bundle.signing import Signer
 from firewall.testing import images
+from tests.support.command import command
 from tests.support.tiny import TinyClassifier, write_tiny_onnx
 
 
@@ -42,15 +42,7 @@ def run(tiny_path: Path, signer: Signer, tmp_path: Path) -> object:
 
 
 def evaluate_target(target: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "firewall", "evaluate", str(target), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return command("evaluate", str(target), *arguments)
 
 
 def test_the_full_suite_and_its_resumption(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command import command as quick
+
 ROOT = Path(__file__).parents[2]
 SMOKE = (ROOT / "recipes" / "digits-smoke.toml").read_text()
 #: The recipe that ships, with less of everything.
@@ -61,7 +63,7 @@ def test_a_recipe_becomes_a_bundle_and_a_killed_run_the_same_one(tmp_path: Path)
     assert (out / "report.html").exists()
     assert (out / "log.jsonl").read_text().count("\n") == 7
 
-    verified = firewall("bundle", "verify", str(out / "bundle"), "--json")
+    verified = quick("bundle", "verify", str(out / "bundle"), "--json")
     assert verified.returncode == 0, verified.stderr
     digest = json.loads(verified.stdout)["digest"]
     card = (out / "bundle" / "MODEL_CARD.md").read_text()
@@ -73,7 +75,7 @@ def test_a_recipe_becomes_a_bundle_and_a_killed_run_the_same_one(tmp_path: Path)
     (other / "started.txt").write_text((out / "started.txt").read_text())
     whole = firewall("train", str(recipe), "--out", str(other))
     assert whole.returncode == 0, whole.stderr
-    again = firewall("bundle", "verify", str(other / "bundle"), "--json")
+    again = quick("bundle", "verify", str(other / "bundle"), "--json")
     assert json.loads(again.stdout)["digest"] == digest
 
     # What is done is not done again; a gate that it does not reach signs nothing.
@@ -106,14 +108,14 @@ def test_a_wrong_recipe_is_one_line_before_any_compute(
         text = text.replace(old, new)
     recipe = tmp_path / "wrong.toml"
     recipe.write_text(text)
-    done = firewall("train", str(recipe), "--out", str(tmp_path / "run"))
+    done = quick("train", str(recipe), "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     assert words in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run" / "steps").exists()
 
 
 def test_a_recipe_can_be_checked_alone(tmp_path: Path) -> None:
-    done = firewall("train", str(ROOT / "recipes" / "digits-smoke.toml"), "--out",
-                    str(tmp_path / "run"), "--check")  # fmt: skip
+    done = quick("train", str(ROOT / "recipes" / "digits-smoke.toml"), "--out",
+                 str(tmp_path / "run"), "--check")  # fmt: skip
     assert done.returncode == 0
     assert not (tmp_path / "run").exists()
