@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from firewall.serve.upstream import Upstream
 
 log = logging.getLogger(__name__)
+
+#: Variable by which a worker knows its supervisor.
+WORKER_SECRET = "FIREWALL_WORKER_SECRET"
 
 
 def serve(
@@ -79,6 +84,10 @@ def serve(
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for running requests at the end.")
     ] = 15.0,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes that answer on the one port.")
+    ] = 1,
+    worker_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(help="The server's certificate chain (PEM), read on change.")
     ] = None,
@@ -181,8 +190,25 @@ def serve(
         raise ConfigError(f"--upstream: is for one bundle; {len(paths)} are given")
     tls = Credentials.of(tls_cert, tls_key, tls_client_ca, "--tls")
     identity = _identity(tokens, allow_anonymous, host, tls is not None)
-    operators = _operators(admin_host, Credentials.of(admin_cert, admin_key, admin_client_ca,
-                                                      "--admin"))  # fmt: skip
+    operators = None
+    if worker_fd is None:
+        operators = _operators(
+            admin_host, Credentials.of(admin_cert, admin_key, admin_client_ca, "--admin")
+        )
+    if workers > 1:
+        from firewall.cli.supervise import Order, supervise
+
+        supervise(
+            Order(
+                workers=workers, host=host, port=port, http_port=http_port, grace=grace,
+                threads=threads,
+                admin_host=admin_host, admin_port=admin_port, operators=operators,
+                remembers=bool(read_policy(policy, mode, false_positive_rate).monitors),
+                shared_state=state is not None,
+            ),
+            _audit_stream(audit_log),
+        )  # fmt: skip
+        return
 
     def settings_of_policy() -> Policy:
         return read_policy(policy, mode, false_positive_rate)
@@ -263,11 +289,15 @@ def serve(
         identity=identity,
         client_rate=client_rate,
         client_burst=client_burst,
+        http_host=None if worker_fd is None else "127.0.0.1",
+        shared_port=worker_fd is not None,
     )
     server = Server(models, settings, metrics)
     admin = None
     if admin_port is not None:
-        admin = _admin(models, rollout, metrics, admin_host, admin_port, operators)
+        admin = _admin(
+            models, rollout, metrics, admin_host, admin_port, operators, worker_fd is not None
+        )
     # A list and not an Event: setting an Event twice from a handler can lock its own thread out.
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -277,8 +307,10 @@ def serve(
     for part in (admin, files):
         if part is not None:
             part.start()
+    if worker_fd is not None and admin is not None:
+        _tell(worker_fd, server.http_port, admin.port)
     audit.event(
-        "serving",
+        "serving" if worker_fd is None else "worker",
         host=host,
         port=server.port,
         http_port=server.http_port,
@@ -289,7 +321,7 @@ def serve(
         false_positive_rate=chosen.false_positive_rate,
         policy=chosen.digest,
     )
-    _until_stopped(signals, rollout)
+    _until_stopped(signals, rollout, None if worker_fd is None else os.getppid())
     audit.event("draining", grace=grace)
     for part in (files, admin):
         if part is not None:
@@ -302,11 +334,14 @@ def serve(
     audit.close()
 
 
-def _until_stopped(signals: list[int], rollout: Rollout) -> None:
+def _until_stopped(signals: list[int], rollout: Rollout, supervisor: int | None) -> None:
     """Wait; SIGHUP reads everything again, and what cannot be used is in the audit log."""
     while True:
         while not signals:
             time.sleep(0.1)
+            if supervisor is not None and os.getppid() != supervisor:
+                log.error("the supervisor is gone; this worker stops")
+                return
         if signals.pop(0) != signal.SIGHUP:
             return
         rollout.refresh("SIGHUP")
@@ -365,12 +400,31 @@ def _operators(host: str, credentials: Any) -> Any:
 
 
 def _admin(
-    models: Models, rollout: Rollout, metrics: Metrics, host: str, port: int, credentials: Any
+    models: Models,
+    rollout: Rollout,
+    metrics: Metrics,
+    host: str,
+    port: int,
+    credentials: Any,
+    supervised: bool,
 ) -> AdminServer:
     from firewall.serve.admin import AdminServer, AdminService
+    from firewall.serve.fleet import OPERATOR_KEY
+    from firewall.serve.identity import Identity, Names, SupervisedIdentity
     from firewall.serve.tls import authority
 
-    return AdminServer(AdminService(models, rollout), metrics, authority(host, port), credentials)
+    identity: Names = Identity()
+    if supervised:
+        identity = SupervisedIdentity(os.environ[WORKER_SECRET], OPERATOR_KEY)
+    return AdminServer(
+        AdminService(models, rollout), metrics, authority(host, port), credentials, identity
+    )
+
+
+def _tell(descriptor: int, http_port: int, admin_port: int) -> None:
+    """The supervisor, that this worker is ready and where."""
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps({"http_port": http_port, "admin_port": admin_port}) + "\n")
 
 
 def _memory(state: str | None, key: Path | None, keys: int) -> Memory:
@@ -428,8 +482,12 @@ def _upstream(manifest: Manifest, url: str, authorities: Path | None, **others: 
 
 def _audit_stream(name: str) -> Any:
     if name == "-":
+        reconfigure = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True)
         return sys.stdout
     try:
-        return open(name, "a", encoding="utf-8")
+        # Line by line: workers append to one file, and a line is whole.
+        return open(name, "a", encoding="utf-8", buffering=1)
     except OSError as error:
         raise ConfigError(f"--audit-log: {name} cannot be opened: {error.strerror}") from error

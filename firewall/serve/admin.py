@@ -15,7 +15,7 @@ from firewall.guard.policy import Policy
 from firewall.guard.verdict import Verdict
 from firewall.serve.admission import Admission
 from firewall.serve.call import Call
-from firewall.serve.identity import Identity
+from firewall.serve.identity import Names
 from firewall.serve.interceptors import Boundary
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
@@ -110,18 +110,20 @@ class AdminServer:
 
     def __init__(
         self,
-        service: AdminService,
+        service: object,
         metrics: Metrics,
         address: str,
         credentials: Credentials | None,
+        identity: Names,
     ) -> None:
         """Bind.
 
         Args:
-            service: what answers.
+            service: what answers, with a method for each of `AdminService`.
             metrics: told of every call.
             address: host and port.
             credentials: of mutual TLS; None for a loopback address.
+            identity: whom an operator is taken for.
 
         Raises:
             ConfigError: the port cannot be bound.
@@ -135,7 +137,7 @@ class AdminServer:
             workers=workers,
             backlog=_BACKLOG,
             side=ThreadPoolExecutor(1, thread_name_prefix="admin-side"),
-            identity=Identity(),
+            identity=identity,
             admission=Admission(_THREADS),
             status=to_admin_status,
         )

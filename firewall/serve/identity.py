@@ -9,7 +9,7 @@ import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from firewall.errors import ConfigError, Unauthenticated
@@ -78,6 +78,14 @@ class Tokens:
         return found
 
 
+class Names(Protocol):
+    """What says who asks."""
+
+    def of(self, peer: str, metadata: Mapping[str, str | bytes], auth: Mapping[str, Any]) -> str:
+        """The client's name; `Unauthenticated` when it may not ask."""
+        ...
+
+
 class Identity:
     """Names the client of a call: `cert:NAME`, `token:NAME`, or its address without port."""
 
@@ -117,6 +125,33 @@ class Identity:
         if not self._anonymous:
             raise Unauthenticated("authorization: expected 'Bearer' and a token")
         return address_of(peer)
+
+
+class SupervisedIdentity:
+    """Believes one who has a secret about who asked it: a worker and its supervisor."""
+
+    def __init__(self, secret: str, key: str) -> None:
+        """Set what is believed.
+
+        Args:
+            secret: that both have.
+            key: of the metadata that names who asks.
+
+        """
+        self._secret, self._key = secret.encode(), key
+
+    def of(self, peer: str, metadata: Mapping[str, str | bytes], auth: Mapping[str, Any]) -> str:
+        """Who asked the supervisor.
+
+        Raises:
+            Unauthenticated: it is not the supervisor that asks.
+
+        """
+        header, who = metadata.get("authorization", ""), metadata.get(self._key, "")
+        given = header[len(_SCHEME) :] if isinstance(header, str) else ""
+        if not hmac.compare_digest(given.encode(), self._secret) or not isinstance(who, str):
+            raise Unauthenticated("authorization: this port is the supervisor's alone")
+        return who
 
 
 def _check_name(name: str, where: str) -> None:

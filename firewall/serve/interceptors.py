@@ -14,7 +14,7 @@ import grpc
 from firewall.errors import InvalidInput, NotReady, Overloaded
 from firewall.serve.admission import Admission
 from firewall.serve.call import Call
-from firewall.serve.identity import Identity, address_of
+from firewall.serve.identity import Names, address_of
 from firewall.serve.metrics import Metrics
 from firewall.serve.status import REQUEST_ID_KEY, Status, to_status
 from firewall.serve.workers import Workers
@@ -40,7 +40,7 @@ class Boundary(grpc.ServerInterceptor):
         workers: Workers,
         backlog: int,
         side: ThreadPoolExecutor,
-        identity: Identity,
+        identity: Names,
         admission: Admission,
         status: Callable[[Exception, str], Status] = to_status,
     ) -> None:

@@ -60,6 +60,8 @@ class Settings:
         identity: whom a client is taken for.
         client_rate: requests a second of one client; 0 is without limit.
         client_burst: requests of one client that may come at once; twice the rate when 0.
+        http_host: address of the HTTP port; `host` when None.
+        shared_port: whether other workers listen on the gRPC port as well.
 
     """
 
@@ -73,9 +75,11 @@ class Settings:
     grace: float = 15.0
     limits: Limits = field(default_factory=Limits)
     tls: Credentials | None = None
+    http_host: str | None = None
     identity: Identity = field(default_factory=Identity)
     client_rate: float = 0.0
     client_burst: float = 0.0
+    shared_port: bool = False
 
 
 class Server:
@@ -119,8 +123,8 @@ class Server:
                 ("grpc.compression_enabled_algorithms_bitset", 1),
                 ("grpc.max_receive_message_length", settings.max_message),
                 ("grpc.max_send_message_length", settings.max_message),
-                # Off: two servers on one port would share its requests without a word.
-                ("grpc.so_reuseport", 0),
+                # Off by default: two servers would share the requests of a port without a word.
+                ("grpc.so_reuseport", int(settings.shared_port)),
             ),
         )
         self._server.add_generic_rpc_handlers(
@@ -138,7 +142,9 @@ class Server:
         )
         address = authority(settings.host, settings.port)
         self.port: int = bind(self._server, address, settings.tls, "--port")
-        self._http = HttpServer(settings.host, settings.http_port, metrics.registry, self.ready)
+        self._http = HttpServer(
+            settings.http_host or settings.host, settings.http_port, metrics.registry, self.ready
+        )
         self.http_port = self._http.port
 
     def ready(self) -> bool:
