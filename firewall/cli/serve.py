@@ -81,6 +81,12 @@ def serve(
     ] = 64 << 20,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of one request.")] = 64,
     max_pixels: Annotated[int, typer.Option(min=1, help="Of an encoded image.")] = 50_000_000,
+    max_wait: Annotated[
+        float,
+        typer.Option(
+            min=0.01, help="Seconds that a request may wait; what would wait longer is refused."
+        ),
+    ] = 1.0,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for running requests at the end.")
     ] = 15.0,
@@ -283,6 +289,7 @@ def serve(
         port=port,
         http_port=http_port,
         max_message=max_message,
+        max_wait=max_wait,
         grace=grace,
         limits=Limits(rows=max_rows, pixels=max_pixels),
         tls=tls,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -136,6 +137,7 @@ class AdminServer:
             lambda: False,
             workers=workers,
             backlog=_BACKLOG,
+            max_wait=math.inf,
             side=ThreadPoolExecutor(1, thread_name_prefix="admin-side"),
             identity=identity,
             admission=Admission(_THREADS),

@@ -16,6 +16,7 @@ from firewall.serve.admission import Admission
 from firewall.serve.call import Call
 from firewall.serve.identity import Names, address_of
 from firewall.serve.metrics import Metrics
+from firewall.serve.pace import Pace
 from firewall.serve.status import REQUEST_ID_KEY, Status, to_status
 from firewall.serve.workers import Workers
 
@@ -39,6 +40,7 @@ class Boundary(grpc.ServerInterceptor):
         *,
         workers: Workers,
         backlog: int,
+        max_wait: float,
         side: ThreadPoolExecutor,
         identity: Names,
         admission: Admission,
@@ -50,7 +52,8 @@ class Boundary(grpc.ServerInterceptor):
         self._metrics = metrics
         self._draining = draining
         self._workers = workers
-        self._backlog = backlog
+        self._backlog, self._max_wait = backlog, max_wait
+        self._pace = Pace()
         self._side = side
         self._lock = threading.Lock()
         self._running = 0
@@ -79,18 +82,23 @@ class Boundary(grpc.ServerInterceptor):
         if service not in self._services:
             return self._aside(handler)
         self._last_arrival = time.monotonic()
-        full = self._workers.waiting >= self._backlog
+        waiting = self._workers.waiting
+        full = waiting >= self._backlog or self._pace.wait(waiting) > self._max_wait
         run: RawMethod = self._refuse if full else handler.unary_unary
 
         def behave(request: bytes, context: grpc.ServicerContext) -> bytes:
-            return self._call(service, method, run, request, context)
+            return self._call(service, method, run, request, context, refused=full)
 
         if full:
             behave.experimental_thread_pool = self._side  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(behave)
 
     def _refuse(self, request: bytes, call: Call) -> bytes:
-        raise Overloaded(f"the queue is full: {self._backlog} requests wait", retry_after=1.0)
+        waiting = self._workers.waiting
+        raise Overloaded(
+            f"the queue is full: {waiting} requests wait",
+            retry_after=min(10.0, max(0.1, self._pace.wait(waiting))),
+        )
 
     def _aside(self, handler: Any) -> Any:
         """The same handler, run by the side pool."""
@@ -113,6 +121,8 @@ class Boundary(grpc.ServerInterceptor):
         run: RawMethod,
         request: bytes,
         context: grpc.ServicerContext,
+        *,
+        refused: bool,
     ) -> bytes:
         start = time.perf_counter()
         self._metrics.started(service, method)
@@ -133,6 +143,8 @@ class Boundary(grpc.ServerInterceptor):
         finally:
             with self._lock:
                 self._running -= 1
+            if not refused:
+                self._pace.ended(self._workers.waiting, time.monotonic())
         code = "OK" if failure is None else failure.code.name
         self._metrics.handled(service, method, code, time.perf_counter() - start)
         if failure is not None:

@@ -53,6 +53,8 @@ class Settings:
         max_message: bytes of one message, both ways.
         threads: requests that are handled at a time.
         backlog: requests that may wait for a thread; more are refused.
+        max_wait: seconds that a request may wait for a thread, as far as can be foreseen; one that
+            would wait longer is refused.
         side_threads: for health, reflection and refusals.
         grace: seconds that running requests get when the server stops.
         limits: what one request may hold.
@@ -71,6 +73,7 @@ class Settings:
     max_message: int = 64 << 20
     threads: int = 32
     backlog: int = 256
+    max_wait: float = 1.0
     side_threads: int = 8
     grace: float = 15.0
     limits: Limits = field(default_factory=Limits)
@@ -107,6 +110,7 @@ class Server:
             self._draining.is_set,
             workers=self._workers,
             backlog=settings.backlog,
+            max_wait=settings.max_wait,
             side=ThreadPoolExecutor(settings.side_threads, thread_name_prefix="side"),
             identity=settings.identity,
             admission=Admission(

@@ -1,0 +1,42 @@
+"""How long a request would wait, by how fast requests end while others wait."""
+
+from __future__ import annotations
+
+import threading
+
+#: Weight of the latest interval. Requests of a batch end together, so single ones say little.
+_WEIGHT = 0.05
+
+
+class Pace:
+    """A running mean of the time between the ends of two requests, under load alone.
+
+    When nothing waits, requests end as rarely as they come, and that says nothing of capacity.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: float | None = None
+        self._mean: float | None = None
+
+    def ended(self, waiting: int, now: float) -> None:
+        """A request ended.
+
+        Args:
+            waiting: requests that wait at that moment.
+            now: seconds, on a monotonic clock.
+
+        """
+        with self._lock:
+            last, self._last = self._last, now if waiting else None
+            if last is None:
+                return
+            interval = now - last
+            if self._mean is None:
+                self._mean = interval
+            else:
+                self._mean += _WEIGHT * (interval - self._mean)
+
+    def wait(self, waiting: int) -> float:
+        """Seconds until a request that comes now would be begun; 0 while nothing is known."""
+        return waiting * (self._mean or 0.0)

@@ -1,0 +1,36 @@
+"""What would wait is foreseen from requests that end while others wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from firewall.serve.pace import Pace
+
+
+def test_nothing_is_foreseen_before_anything_waited() -> None:
+    pace = Pace()
+    for second in range(100):
+        pace.ended(0, float(second))
+    assert pace.wait(1000) == 0.0
+
+
+def test_under_load_the_wait_is_the_queue_times_the_interval() -> None:
+    pace = Pace()
+    now = 0.0
+    for _ in range(400):
+        # A batch of eight ends at once, every 80 ms.
+        now += 0.08
+        for _ in range(8):
+            pace.ended(5, now)
+    assert pace.wait(100) == pytest.approx(1.0, rel=0.35)
+
+
+def test_quiet_hours_are_no_interval() -> None:
+    pace = Pace()
+    for number in range(100):
+        pace.ended(5, 0.01 * number)
+    pace.ended(0, 1.0)
+    # An hour later; the first one since has nobody before it.
+    pace.ended(5, 3600.0)
+    pace.ended(5, 3600.01)
+    assert pace.wait(100) == pytest.approx(1.0, rel=0.1)
