@@ -67,7 +67,7 @@ class Supervisor:
         count: int,
         command: Callable[[int], list[str]],
         *,
-        joined: Callable[[Worker], None] = lambda worker: None,
+        joined: Callable[[Worker, Callable[[], None]], None] = lambda worker, add: add(),
         event: Callable[[str, Worker, int], None] = lambda what, worker, status: None,
     ) -> None:
         """Nothing runs before `start`.
@@ -75,7 +75,8 @@ class Supervisor:
         Args:
             count: of workers.
             command: of a worker, by the descriptor to which it writes its ports when it is ready.
-            joined: called with a new worker before it counts; brings it to what the others serve.
+            joined: called with a new worker, and with what makes it count; brings it to what the
+                others serve before that.
             event: told when a worker has `ended` or was `started`.
 
         """
@@ -142,9 +143,11 @@ class Supervisor:
             thread.join(timeout=5)
 
     def _add(self, worker: Worker) -> None:
-        self._joined(worker)
-        with self._lock:
-            self._workers[worker.number] = worker
+        def add() -> None:
+            with self._lock:
+                self._workers[worker.number] = worker
+
+        self._joined(worker, add)
 
     def _launch_later(self, number: int) -> tuple[threading.Thread, list[Worker | Exception]]:
         found: list[Worker | Exception] = []
@@ -200,12 +203,17 @@ class Supervisor:
                 pause = min(2 * pause, _LATER)
                 try:
                     worker = self._launch(number)
-                    self._joined(worker)
-                    break
                 except (FirewallError, OSError) as error:
                     log.error("worker %d cannot be started: %s", number, error)
+                    continue
+                try:
+                    self._add(worker)
+                    break
+                except FirewallError as error:
+                    log.error("worker %d cannot follow the others: %s", number, error)
+                    worker.process.kill()
+                    worker.process.wait()
             with self._lock:
-                self._workers[number] = worker
                 self.restarts += 1
             if self._stopping.is_set():
                 worker.process.send_signal(signal.SIGTERM)
