@@ -298,6 +298,7 @@ def main() -> None:
             say(f"reloads: {load.counts['reloads']}")
             seen = stored(event["http_port"])
             load.phase = "killed workers"
+            time.sleep(0.5)
             for _ in range(KILLS):
                 [victim, *_] = children(firewall.process.pid)
                 os.kill(victim, signal.SIGKILL)
@@ -306,6 +307,7 @@ def main() -> None:
             say(f"killed workers: {load.counts['killed workers']}")
             time.sleep(1)
             load.phase = "upstream restarts"
+            time.sleep(0.5)
             for _ in range(RESTARTS):
                 upstream.stop(signal.SIGKILL)
                 time.sleep(1)
@@ -316,6 +318,7 @@ def main() -> None:
             say(f"upstream restarts: {load.counts['upstream restarts']}")
             time.sleep(2)
             load.phase = "Redis restarts"
+            time.sleep(0.5)
             for _ in range(RESTARTS):
                 redis.stop()
                 time.sleep(1)
@@ -326,6 +329,7 @@ def main() -> None:
             time.sleep(2)
             if disk:
                 load.phase = "full disk"
+                time.sleep(0.5)
                 filler = folder / "disk" / "filler"
                 with open(filler, "wb") as file:
                     try:
