@@ -30,8 +30,8 @@ import numpy as np
 
 from benchmarks.environment import environment
 from firewall.bundle.signing import Signer
-from firewall.demo.forge import cat
 from firewall.train.default_bundle import build_default
+from firewall.train.photographs import cat
 from firewall.train.steps import write_json
 from firewall.wire import firewall_pb2 as native
 
