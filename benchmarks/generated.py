@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
-    measured_in = environment(("torch", "numpy", "onnxruntime"))
+    measured_in = environment(("torch", "numpy", "onnxruntime-gpu"))
     path = ROOT / "recipes" / f"{arguments.name}.toml"
     work = arguments.work or Path(tempfile.mkdtemp())
     made = sources(path, work)

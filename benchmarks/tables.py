@@ -30,6 +30,7 @@ PAGES = (
     ROOT / "docs" / "attacks.md",
     ROOT / "docs" / "training.md",
     ROOT / "docs" / "generators.md",
+    ROOT / "docs" / "operations.md",
 )
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -236,6 +237,71 @@ def time_to_robustness() -> list[str]:
     return rows
 
 
+def choices() -> list[str]:
+    found = result("choices")["choices"]
+    rows = [
+        "| training | clean, two seeds | robust | certified |",
+        "|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        cells = " | ".join(
+            ", ".join(percent(run[key]) for run in runs)
+            for key in ("clean_accuracy", "robust_accuracy", "certified_accuracy")
+        )
+        rows.append(f"| {name} | {cells} |")
+    return rows
+
+
+def query_attacks() -> list[str]:
+    found = result("query-attacks")
+    rows = [
+        "| attacker | attack | questions an image | succeeds | noticed | after (median) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found["attacks"]:
+        after = one["median_queries_to_notice"]
+        rows.append(
+            f"| {one['variant']} | {one['attack']} | {one['budget']:,} | "
+            f"{percent(one['success_rate'])} | "
+            + (f"{percent(one['noticed_share'])} | " if one["monitors"] else "| ")
+            + ("|" if after is None else f"{after:.0f} |")
+        )
+    clean = found["benign"]
+    count = found["attacks"][0]["images"]
+    rows += [
+        "",
+        f"{count} images each. Of {clean['requests']:,} clean requests monitors refused "
+        f"{clean['alarms']} ({100 * clean['rate']:.2f} %).",
+    ]
+    return rows
+
+
+def faults() -> list[str]:
+    bad, chaos = result("malformed"), result("chaos")
+    grown = 100 * bad["memory_mib"]["growth"]
+    rows = [
+        "| what | how often | requests | other than documented | wrong answers |",
+        "|---|---|---|---|---|",
+        f"| malformed and mutated requests, memory {grown:+.1f} % | | {bad['requests']:,} | "
+        f"{len(bad['undocumented'])} | |",
+    ]
+    for name, count in chaos["faults"].items():
+        sent = sum(chaos["statuses"][name].values())
+        other = sum(chaos["undocumented"].get(name, {}).values())
+        rows.append(f"| {name} | {count} | {sent:,} | {other} | |")
+    kept = chaos["quarantine"]
+    rows.append(
+        f"| all faults together | | {chaos['requests']:,} | "
+        f"{sum(sum(one.values()) for one in chaos['undocumented'].values())} | "
+        f"{chaos['wrong_answers']} |"
+    )
+    return [
+        *rows,
+        "",
+        f"{kept['rows']} quarantined rows were kept, {kept['readable']} with images.",
+    ]
+
+
 TABLES = {
     "false-positives": false_positives,
     "detection": detection,
@@ -247,6 +313,9 @@ TABLES = {
     "recipes": recipe_runs,
     "class-promise": class_promise,
     "recipe-detection": recipe_detection,
+    "choices": choices,
+    "query-attacks": query_attacks,
+    "faults": faults,
     "time-to-robustness": time_to_robustness,
 }
 

@@ -43,7 +43,7 @@ class SourceSpec(Spec):
     channels: Literal[1, 3] = 3
     height: int = Field(default=32, ge=8, le=512)
     width: int = Field(default=32, ge=8, le=512)
-    #: Only so many images, from the first in order of hash; 0 is all.
+    #: Only so many images, drawn by hash, in the same shares as all of them; 0 is all.
     rows: int = Field(default=0, ge=0)
     #: Shares of what is not a test set of its own.
     selection: float = Field(default=0.03, gt=0, lt=0.5)
@@ -207,7 +207,9 @@ def split(spec: SourceSpec, found: Labelled, test: Labelled | None) -> dict[str,
     hashes = content_hashes(found.x)
     order = np.array(sorted(range(len(hashes)), key=lambda row: hashes[row]))
     if spec.rows:
-        order = order[: spec.rows]
+        # By the hash's other end: its beginning says which part a row belongs to.
+        drawn = sorted(order.tolist(), key=lambda row: hashes[row][::-1])[: spec.rows]
+        order = np.array(sorted(drawn, key=lambda row: hashes[row]))
     sealed = set(content_hashes(test.x)) if test is not None else set()
     edges = [spec.selection, spec.calibration, spec.test if test is None else 0.0]
     bounds = np.cumsum(edges)

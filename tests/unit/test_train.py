@@ -283,6 +283,17 @@ def test_a_folder_a_class(tmp_path: Path) -> None:
         assert {row.tobytes() for row in one.x} == {row.tobytes() for row in again[part].x}
 
 
+def test_some_of_the_rows_come_in_the_same_shares(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (4000, 1, 16, 16), dtype=np.uint8)
+    every = Labelled(x, np.arange(4000) % 2, ("a", "b"))
+    whole = split(SPEC, every, None)
+    some = split(SPEC.model_copy(update={"rows": 1000}), every, None)
+    assert sum(len(part) for part in some.values()) == 1000
+    for part, one in some.items():
+        assert len(one) == pytest.approx(len(whole[part]) / 4, rel=0.35)
+        assert {row.tobytes() for row in one.x} < {row.tobytes() for row in whole[part].x}
+
+
 def test_equal_images_are_never_in_two_parts(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (200, 3, 16, 16), dtype=np.uint8)
