@@ -37,6 +37,10 @@ bench: $(VENV)/.dev  ## measure again, and write the tables of README and model 
 	$(BIN)/python -m benchmarks.recipes digits-smoke digits-ensemble fashion-quick fashion-strong fashion-certified
 	$(BIN)/python -m benchmarks.time_to_robustness --budget 600
 	$(BIN)/python -m benchmarks.choices
+	$(BIN)/python -m benchmarks.gan_losses
+	$(BIN)/python -m benchmarks.malformed
+	$(BIN)/python -m benchmarks.overload
+	$(BIN)/python -m benchmarks.chaos
 	$(BIN)/python -m benchmarks.tables
 
 protos: $(VENV)/.dev  ## generate firewall/wire

@@ -49,7 +49,7 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 
 async def closed(address: str, request: bytes, clients: int, seconds: float) -> list[float]:
-    """Latencies of clients that ask one after the other; who is refused asks again a little later."""
+    """Latencies of clients that ask one after the other; who is refused asks again soon."""
     found: list[float] = []
     end = time.perf_counter() + seconds
     async with grpc.aio.insecure_channel(address) as channel:

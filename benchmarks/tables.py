@@ -302,6 +302,24 @@ def faults() -> list[str]:
     ]
 
 
+def gan_losses() -> list[str]:
+    found = result("gan-losses")
+    window, losses = found["window"], found["losses"]
+    steps = range(0, found["steps"], window)
+    rows = [
+        "| loss | median of | " + " | ".join(f"steps {n} to {n + window}" for n in steps) + " |",
+        "|---|---|" + "---|" * len(steps),
+    ]
+    for name, one in losses.items():
+        for title, key in (
+            ("length of G's gradient", "gradient_generator"),
+            ("D(G(z))", "generated"),
+        ):
+            cells = " | ".join(f"{value:.2g}" for value in one[key])
+            rows.append(f"| `{name}` | {title} | {cells} |")
+    return rows
+
+
 TABLES = {
     "false-positives": false_positives,
     "detection": detection,
@@ -313,6 +331,7 @@ TABLES = {
     "recipes": recipe_runs,
     "class-promise": class_promise,
     "recipe-detection": recipe_detection,
+    "gan-losses": gan_losses,
     "choices": choices,
     "query-attacks": query_attacks,
     "faults": faults,
