@@ -167,6 +167,12 @@ def serve(
             min=0, max=100, help="Percent of all screened rows to keep as well, accepted ones too."
         ),
     ] = 0.0,
+    traces: Annotated[
+        bool,
+        typer.Option(
+            "--traces", help="Send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says."
+        ),
+    ] = False,
     audit_log: Annotated[
         str, typer.Option(help="File to append JSON lines to; - is standard output.")
     ] = "-",
@@ -299,7 +305,12 @@ def serve(
         http_host=None if worker_fd is None else "127.0.0.1",
         shared_port=worker_fd is not None,
     )
-    server = Server(models, settings, metrics)
+    tracer = None
+    if traces:
+        from firewall.serve.tracing import OpenTelemetry
+
+        tracer = OpenTelemetry()
+    server = Server(models, settings, metrics, tracer)
     admin = None
     if admin_port is not None:
         admin = _admin(
@@ -337,6 +348,8 @@ def serve(
     if writer is not None:
         writer.close()
     memory.store.close()
+    if tracer is not None:
+        tracer.close()
     audit.event("stopped")
     audit.close()
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from firewall.errors import BundleMalformed, ConfigError, StageFault
+from firewall.guard.span import Span
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -25,13 +26,15 @@ _EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 class CheapResult:
     """Of N rows: logits [N, K], statistics [N, Dc], and what the expensive tier takes over.
 
-    `answers` [N, K] is what the classifier said itself, where that is not the logits.
+    `answers` [N, K] is what the classifier said itself, where that is not the logits; `asked` is
+    when a classifier elsewhere was.
     """
 
     logits: Floats
     statistics: Floats
     features: dict[str, Floats]
     answers: Floats | None = None
+    asked: Span | None = None
 
 
 @dataclass(frozen=True)

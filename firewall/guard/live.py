@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from firewall.errors import ConfigError, FirewallError
 from firewall.guard.calibration import Booleans, Calibration, Cascade
 from firewall.guard.compiled import CheapResult, GuardGraphs, log_softmax
 from firewall.guard.policy import Policy
+from firewall.guard.span import Span
 from firewall.guard.verdict import FAULT, UNCERTIFIED, Answer, Decision, Verdict
 
 log = logging.getLogger(__name__)
@@ -135,6 +137,8 @@ class LiveGuard:
             deadline: `time.monotonic()` by which the answer is due; a classifier elsewhere is told.
 
         """
+        spans: list[Span] = []
+        start = time.perf_counter()
         try:
             cheap = self.compiled.cheap(wire, deadline)
         except FirewallError:
@@ -144,6 +148,9 @@ class LiveGuard:
             # Without the classifier's own pass there is nothing to answer, whatever the policy.
             log.exception("the cheap tier failed on a batch of %d", len(wire))
             raise
+        spans.append(Span("cheap", start, time.perf_counter()))
+        if cheap.asked is not None:
+            spans.append(cheap.asked)
         decisions: list[Decision | None] = [None] * len(wire)
         own = cheap.logits if cheap.answers is None else cheap.answers
         outputs = log_softmax(cheap.logits) if self._log_outputs else own.copy()
@@ -153,10 +160,10 @@ class LiveGuard:
                 for row in rows:
                     decisions[row] = Decision(Verdict.ACCEPT)
             else:
-                self._decide(wire, cheap, rows, cascade, decisions, outputs)
-        self._demand_certificates(wire, outputs, plans, decisions)
+                self._decide(wire, cheap, rows, cascade, decisions, outputs, spans)
+        self._demand_certificates(wire, outputs, plans, decisions, spans)
         done = tuple(decision for decision in decisions if decision is not None)
-        return Answer(done, self._harden(outputs))
+        return Answer(done, self._harden(outputs), tuple(spans))
 
     def _decide(
         self,
@@ -166,6 +173,7 @@ class LiveGuard:
         cascade: Cascade,
         decisions: list[Decision | None],
         outputs: npt.NDArray[np.float32],
+        spans: list[Span],
     ) -> None:
         """Fill in `decisions` and, where the expensive tier answers, `outputs` of the rows."""
         statistics = cheap.statistics[rows]
@@ -179,6 +187,7 @@ class LiveGuard:
         full[:, :width] = statistics
         if escalated.any():
             chosen = rows[escalated]
+            start = time.perf_counter()
             try:
                 second = self.compiled.expensive(wire, cheap, chosen)
             except Exception:
@@ -196,6 +205,7 @@ class LiveGuard:
                     outputs[chosen[sound]] = second.log_probabilities[sound]
                 healthy[np.flatnonzero(escalated)[~sound]] = False
                 escalated &= healthy
+            spans.append(Span("expensive", start, time.perf_counter()))
         scores = cascade.scores(doubt, escalated, full[escalated])
         # By the class of the classifier alone, which is what calibration knew of its rows.
         p_values = cascade.p_values(scores, cheap.logits[rows].argmax(axis=1))
@@ -223,6 +233,7 @@ class LiveGuard:
         outputs: npt.NDArray[np.float32],
         plans: Sequence[Plan],
         decisions: list[Decision | None],
+        spans: list[Span],
     ) -> None:
         """Under paranoia 4, take back what is accepted and carries no certificate of its class."""
         if self.policy.paranoia < 4:
@@ -240,6 +251,7 @@ class LiveGuard:
         if not len(rows):
             return
         radius = np.full(len(rows), self.certified_radius, np.float32)
+        start = time.perf_counter()
         try:
             label, lead = self.compiled.certify(np.ascontiguousarray(wire[rows]), radius)
         except Exception:
@@ -247,6 +259,7 @@ class LiveGuard:
             for row in rows:
                 decisions[row] = self._faulted()
             return
+        spans.append(Span("certificate", start, time.perf_counter()))
         # NaN certifies nothing.
         held = (lead > 0) & (label == outputs[rows].argmax(axis=1))
         for row in rows[~held]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -23,6 +24,7 @@ from firewall.guard.compiled import (
     Floats,
     open_session,
 )
+from firewall.guard.span import Span
 from firewall.guard.spec import Spec
 
 #: Below which a probability is taken for this: its logarithm has to be a number.
@@ -197,7 +199,9 @@ class RemoteGuard:
         """
         views, before = self._before(wire)
         asked = np.concatenate([wire[None], views]).reshape(-1, *wire.shape[1:])
+        start = time.perf_counter()
         answers = self.classifier.infer(np.ascontiguousarray(asked), deadline)
+        span = Span("upstream", start, time.perf_counter())
         if answers.ndim != 2 or len(answers) != len(asked):
             raise StageFault(
                 f"upstream: answered {list(answers.shape)} for {len(asked)} rows; expected rows of "
@@ -214,6 +218,7 @@ class RemoteGuard:
             statistics[:, : self._cheap],
             {_ALL: outputs[0], _STATISTICS: statistics[:, self._cheap :]},
             answers=answers[: len(wire)],
+            asked=span,
         )
 
     def expensive(self, wire: Array, cheap: CheapResult, rows: Array) -> ExpensiveResult:

@@ -9,6 +9,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from firewall.guard.span import Span
+
 
 class Verdict(Enum):
     """`FLAG` is monitor mode: would have been rejected, and is answered."""
@@ -59,7 +61,9 @@ class Answer:
 
     The outputs are the classifier's logits, or log-probabilities when the guard has an ensemble.
     Rows that are rejected have outputs too: who answers a client leaves them out.
+    `spans` are of the batch that the rows were in.
     """
 
     decisions: tuple[Decision, ...]
     outputs: npt.NDArray[np.float32]
+    spans: tuple[Span, ...] = ()

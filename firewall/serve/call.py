@@ -6,9 +6,10 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from firewall.errors import Cancelled, DeadlineExceeded, InvalidInput
+from firewall.guard.span import Span
 
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}\Z")
 
@@ -23,6 +24,7 @@ class Call:
         deadline: `time.monotonic()` by which the answer is due; None is never.
         on_cancel: registers what to do when the caller goes away; False when it already has.
         active: False once the caller has gone away.
+        spans: what was done for it so far.
 
     """
 
@@ -31,6 +33,7 @@ class Call:
     deadline: float | None
     on_cancel: Callable[[Callable[[], None]], bool]
     active: Callable[[], bool] = lambda: True
+    spans: list[Span] = field(default_factory=list)
 
     def check(self) -> None:
         """Stop work that nobody waits for.

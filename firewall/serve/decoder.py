@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from firewall.bundle.manifest import Manifest
 from firewall.errors import DeadlineExceeded
+from firewall.guard.span import Span
 from firewall.serve import codec
 from firewall.serve.call import Call
 from firewall.serve.codec import Limits
@@ -32,6 +33,12 @@ class Decoder:
             Cancelled: likewise.
 
         """
+        start = time.perf_counter()
+        wire = self._decoded(message, manifest, call)
+        call.spans.append(Span("decode", start, time.perf_counter()))
+        return wire
+
+    def _decoded(self, message: native.Input, manifest: Manifest, call: Call) -> npt.NDArray[Any]:
         if message.WhichOneof("kind") != "images":
             return codec.tensor_from_input(message, manifest, self._limits)
         timeout = None if call.deadline is None else max(0.0, call.deadline - time.monotonic())

@@ -18,6 +18,7 @@ from firewall.serve.identity import Names, address_of
 from firewall.serve.metrics import Metrics
 from firewall.serve.pace import Pace
 from firewall.serve.status import REQUEST_ID_KEY, Status, to_status
+from firewall.serve.tracing import Tracer
 from firewall.serve.workers import Workers
 
 #: A handler of ours: the bytes of a request and its call to the bytes of an answer.
@@ -45,7 +46,9 @@ class Boundary(grpc.ServerInterceptor):
         identity: Names,
         admission: Admission,
         status: Callable[[Exception, str], Status] = to_status,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._identity, self._admission = identity, admission
         self._status = status
         self._services = services
@@ -127,11 +130,13 @@ class Boundary(grpc.ServerInterceptor):
         start = time.perf_counter()
         self._metrics.started(service, method)
         call = _call_of(context)
-        failure = None
+        failure, trace = None, None
         with self._lock:
             self._running += 1
         try:
             metadata = dict(context.invocation_metadata())
+            if self._tracer is not None:
+                trace = self._tracer.begin(service, method, metadata)
             _name(call, metadata.get(REQUEST_ID_KEY))
             call.client = self._identity.of(context.peer(), metadata, context.auth_context())
             if self._draining():
@@ -147,6 +152,8 @@ class Boundary(grpc.ServerInterceptor):
                 self._pace.ended(self._workers.waiting, time.monotonic())
         code = "OK" if failure is None else failure.code.name
         self._metrics.handled(service, method, code, time.perf_counter() - start)
+        if trace is not None:
+            trace.end(call, code)
         if failure is not None:
             context.abort_with_status(failure)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))

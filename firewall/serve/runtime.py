@@ -31,6 +31,7 @@ from firewall.guard.preprocess import NUMPY_DTYPES
 from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec
 from firewall.guard.selftest import SelfTest, same_classifier
 from firewall.guard.smoothing import Smoothing
+from firewall.guard.span import Span
 from firewall.guard.verdict import Answer, Verdict
 from firewall.quarantine.entry import Entry
 from firewall.serve.audit import Audit
@@ -330,9 +331,17 @@ class ServedModel:
             raise NotReady(f"model {self.name!r}: the classifier behind it cannot be asked")
         plan = self.guard.plan(call.client)
         rows = _Rows(wire, (plan,) * len(wire), call.deadline)
+        queued = time.perf_counter()
         answer = self._batcher.submit(rows, len(wire), call)
+        mine = [Span("queue", queued, answer.spans[0].start)]
         if self._monitors is not None:
+            start = time.perf_counter()
             answer = self._monitors.look(wire, answer, call.client)
+            mine.append(Span("monitors", start, time.perf_counter()))
+        call.spans += mine
+        for span in call.spans:
+            self._metrics.stage(self.name, span.name, span.end - span.start)
+        call.spans += answer.spans
         for row, decision in enumerate(answer.decisions):
             self._metrics.decided(self.name, decision)
             self._audit.decided(
@@ -466,7 +475,11 @@ class ServedModel:
             answers, first = [], 0
             for rows in work:
                 last = first + len(rows.wire)
-                answers.append(Answer(whole.decisions[first:last], whole.outputs[first:last]))
+                answers.append(
+                    Answer(whole.decisions[first:last], whole.outputs[first:last], whole.spans)
+                )
                 first = last
-        self._metrics.stage(self.name, "guard", time.perf_counter() - start)
-        return answers
+        spans = (Span("guard", start, time.perf_counter()), *answers[0].spans)
+        for span in spans:
+            self._metrics.stage(self.name, span.name, span.end - span.start)
+        return [replace(answer, spans=spans) for answer in answers]

@@ -29,6 +29,7 @@ from firewall.serve.services import (
     generic_handler,
 )
 from firewall.serve.tls import Credentials, authority, bind
+from firewall.serve.tracing import Tracer
 from firewall.serve.workers import Workers
 from firewall.wire import firewall_pb2, open_inference_pb2
 
@@ -88,7 +89,9 @@ class Settings:
 class Server:
     """Both services, health, reflection and HTTP over one set of models."""
 
-    def __init__(self, models: Models, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, models: Models, settings: Settings, metrics: Metrics, tracer: Tracer | None = None
+    ) -> None:
         """Bind every port. Nothing is ready before `start`.
 
         Raises:
@@ -116,6 +119,7 @@ class Server:
             admission=Admission(
                 settings.threads, rate=settings.client_rate, burst=settings.client_burst
             ),
+            tracer=tracer,
         )
         self._server = grpc.server(
             cast(ThreadPoolExecutor, self._workers),

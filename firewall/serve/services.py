@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import grpc
@@ -11,6 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from firewall import __version__
 from firewall.errors import InvalidInput
+from firewall.guard.span import Span
 from firewall.serve import codec
 from firewall.serve.call import Call
 from firewall.serve.codec import Limits
@@ -62,7 +64,9 @@ class OpenInferenceService:
         """Screen a batch; answer all of it or refuse all of it."""
         call.name("id", request.id)
         with self._models.lease(request.model_name, request.model_version) as model:
+            start = time.perf_counter()
             wire = codec.tensor_from_infer(request, model.manifest, self._limits)
+            call.spans.append(Span("decode", start, time.perf_counter()))
             answer = model.answer(wire, call)
             return codec.infer_response(request, model.manifest, answer, call.request_id)
 

@@ -30,6 +30,7 @@ from firewall.errors import (
 )
 from firewall.protocol.failure import failure
 from firewall.protocol.tensors import TensorInfo, tensor_infos, tensors_of
+from firewall.serve.tracing import TRACE_CONTEXT
 from firewall.wire import open_inference_pb2 as oip
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ class Upstream:
         call = self._channel.unary_unary(
             _SERVICE + method, type(request).SerializeToString, response.FromString
         )
-        return call(request, timeout=timeout)
+        return call(request, timeout=timeout, metadata=TRACE_CONTEXT.get())
 
     def _admit(self) -> bool:
         """Whether this call is the one that tries.
