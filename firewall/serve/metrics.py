@@ -84,7 +84,7 @@ class Metrics:
         )
         self._stage = Histogram(
             "firewall_stage_seconds",
-            "Time of a batch, by stage of the data plane.",
+            "Time of a request or batch, by stage of the data plane.",
             ("model", "stage"),
             buckets=_SECONDS,
             registry=self.registry,

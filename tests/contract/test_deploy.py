@@ -208,7 +208,7 @@ def test_the_image_s_program_runs_in_a_clean_environment(tmp_path: Path) -> None
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     subprocess.run(
         [str(python), "-m", "pip", "install", "--quiet", "-c", "constraints.txt",
-         ".[postgresql,redis]"],
+         ".[postgresql,redis,tracing]"],
         cwd=ROOT, check=True,
     )  # fmt: skip
     code = "import firewall.serve.server, firewall_plugins.monitors.query_similarity, redis"
