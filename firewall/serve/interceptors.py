@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
 
 from firewall.errors import InvalidInput, NotReady, Overloaded
 from firewall.serve.admission import Admission
+from firewall.serve.arrival import arrived
 from firewall.serve.call import Call
 from firewall.serve.identity import Names, address_of
 from firewall.serve.metrics import Metrics
@@ -23,6 +25,9 @@ from firewall.serve.workers import Workers
 
 #: A handler of ours: the bytes of a request and its call to the bytes of an answer.
 RawMethod = Callable[[bytes, Call], bytes]
+#: Seconds for which a thread waits for a message once many do: when requests wait for a thread, and
+#: when none does.
+_HURRY, _PATIENCE = 0.5, 30.0
 
 
 class Boundary(grpc.ServerInterceptor):
@@ -87,14 +92,34 @@ class Boundary(grpc.ServerInterceptor):
         self._last_arrival = time.monotonic()
         waiting = self._workers.waiting
         full = waiting >= self._backlog or self._pace.wait(waiting) > self._max_wait
-        run: RawMethod = self._refuse if full else handler.unary_unary
+        if full:
+
+            def turn_away(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+                return self._call(service, method, self._refuse, bytes, context, refused=True)
+
+            turn_away.experimental_thread_pool = self._side  # type: ignore[attr-defined]
+            # As a stream, of which nothing is read: nothing has to arrive to be refused.
+            return grpc.stream_unary_rpc_method_handler(turn_away)
+        run: RawMethod = handler.unary_unary
+        if self._workers.held_up:
+
+            def wait(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+                self._workers.received()
+                receive = partial(arrived, requests, context, patience=self._patience)
+                return self._call(service, method, run, receive, context)
+
+            # As a stream, whose thread can be had back. It costs more, so not as a rule.
+            return grpc.stream_unary_rpc_method_handler(wait)
 
         def behave(request: bytes, context: grpc.ServicerContext) -> bytes:
-            return self._call(service, method, run, request, context, refused=full)
+            self._workers.received()
+            return self._call(service, method, run, lambda: request, context)
 
-        if full:
-            behave.experimental_thread_pool = self._side  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(behave)
+
+    def _patience(self) -> float:
+        """Seconds that a thread may wait for a message."""
+        return _HURRY if self._workers.waiting else _PATIENCE
 
     def _refuse(self, request: bytes, call: Call) -> bytes:
         waiting = self._workers.waiting
@@ -105,7 +130,17 @@ class Boundary(grpc.ServerInterceptor):
 
     def _aside(self, handler: Any) -> Any:
         """The same handler, run by the side pool."""
-        for kind in ("unary_unary", "unary_stream", "stream_stream"):
+        if handler.unary_unary is not None:
+
+            def check(requests: Iterator[Any], context: Any, inner: Any = handler) -> Any:
+                request = arrived(requests, context, patience=lambda: _HURRY)
+                return inner.unary_unary(request, context)
+
+            check.experimental_thread_pool = self._side  # type: ignore[attr-defined]
+            return grpc.stream_unary_rpc_method_handler(
+                check, handler.request_deserializer, handler.response_serializer
+            )
+        for kind in ("unary_stream", "stream_stream"):
             inner = getattr(handler, kind)
             if inner is None:
                 continue
@@ -122,10 +157,10 @@ class Boundary(grpc.ServerInterceptor):
         service: str,
         method: str,
         run: RawMethod,
-        request: bytes,
+        receive: Callable[[], bytes],
         context: grpc.ServicerContext,
         *,
-        refused: bool,
+        refused: bool = False,
     ) -> bytes:
         start = time.perf_counter()
         self._metrics.started(service, method)
@@ -142,7 +177,7 @@ class Boundary(grpc.ServerInterceptor):
             if self._draining():
                 raise NotReady("the server is shutting down")
             with self._admission.enter(call.client):
-                answer = run(request, call)
+                answer = run(receive(), call)
         except Exception as error:
             failure = self._status(error, call.request_id)
         finally:
