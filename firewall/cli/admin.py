@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from firewall.cli.shared import Authorities, Certificate, Json, Key, read_tls
+from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
     from firewall.client.admin import AdminClient
 
 admin_app = typer.Typer(help="Change what a running firewall serves.", no_args_is_help=True)
+review_app = typer.Typer(
+    help="Refused and flagged inputs of a running firewall.", no_args_is_help=True
+)
+admin_app.add_typer(review_app, name="quarantine")
 
 Address = Annotated[str, typer.Option(help="host:port of the admin service.")]
 Model = Annotated[str, typer.Option(help="Name; empty is the only one served.")]
+Number = Annotated[int, typer.Argument(help="The row, as list shows it.")]
 _HERE = "localhost:8083"
 
 
@@ -112,6 +118,67 @@ def drop(context: typer.Context, model: Model = "", as_json: Json = False) -> No
     _ask(context, lambda client: client.drop_shadow(model), as_json)
 
 
+@review_app.command("list")
+def list_rows(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Name; empty is all.")] = "",
+    client: Annotated[str, typer.Option(help="A client's pseudonym; empty is all.")] = "",
+    reviewed: Annotated[
+        bool | None, typer.Option("--reviewed/--unreviewed", help="Labelled rows; both without.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows, the newest first.")] = 50,
+    before: Annotated[int, typer.Option(min=0, help="Only rows with a smaller number.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """List rows, the newest first."""
+    with context.obj() as asked:
+        for row in asked.quarantine(
+            model=model, client=client, reviewed=reviewed, limit=limit, before=before
+        ):
+            _print_row(row, as_json)
+
+
+@review_app.command()
+def show(
+    context: typer.Context,
+    number: Number,
+    out: Annotated[Path, typer.Option(help="Where to write the image (.png).")],
+    as_json: Json = False,
+) -> None:
+    """Write a row's image, and print what is known of it."""
+    with context.obj() as client:
+        row = client.quarantined(number)
+    if not row.png:
+        raise ConfigError(f"{number}: no model {row.model!r} that takes such rows is served")
+    try:
+        out.write_bytes(row.png)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from error
+    _print_row(row, as_json)
+
+
+@review_app.command()
+def label(
+    context: typer.Context,
+    number: Number,
+    seen: Annotated[str, typer.Argument(help="The class that a person sees; '' is none of them.")],
+    as_json: Json = False,
+) -> None:
+    """Say what is to be seen in a row."""
+    with context.obj() as client:
+        _print_row(client.label(number, seen), as_json)
+
+
+@review_app.command()
+def forget(
+    context: typer.Context,
+    client: Annotated[str, typer.Argument(help="A client's pseudonym.")],
+) -> None:
+    """Remove every row and image of a client."""
+    with context.obj() as asked:
+        typer.echo(f"{client}: {asked.forget(client)} rows removed")
+
+
 def token(
     name: Annotated[str, typer.Argument(help="Of the client.")],
 ) -> None:
@@ -126,6 +193,22 @@ def token(
 def _ask(context: typer.Context, ask: Callable[[AdminClient], Any], as_json: bool) -> None:
     with context.obj() as client:
         _print(ask(client), as_json)
+
+
+def _print_row(row: Any, as_json: bool) -> None:
+    from google.protobuf.json_format import MessageToDict
+
+    if as_json:
+        body = MessageToDict(row, preserving_proto_field_name=True)
+        body.pop("png", None)
+        typer.echo(json.dumps(body))
+        return
+    seen = f"  {row.label or 'none of the classes'}" if row.HasField("label") else ""
+    p_value = f" p {row.p_value:.4f}" if row.HasField("p_value") else ""
+    typer.echo(
+        f"{row.id:8}  {row.created[:19].replace('T', ' ')}  {row.client}  {row.model} "
+        f"{row.version}  {row.verdict}{p_value}  {', '.join(row.reasons)}{seen}"
+    )
 
 
 def _print(status: Any, as_json: bool) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from firewall.serve.metrics import Metrics
     from firewall.serve.models import Models
     from firewall.serve.monitoring import Memory
+    from firewall.serve.review import Review
     from firewall.serve.rollout import Rollout
     from firewall.serve.upstream import Upstream
 
@@ -187,6 +188,7 @@ def serve(
     from firewall.serve.codec import Limits
     from firewall.serve.metrics import Metrics
     from firewall.serve.models import Models
+    from firewall.serve.review import Review
     from firewall.serve.rollout import Rollout
     from firewall.serve.runtime import ServedModel, load_guard
     from firewall.serve.server import Server, Settings
@@ -314,8 +316,9 @@ def serve(
     admin = None
     if admin_port is not None:
         admin = _admin(
-            models, rollout, metrics, admin_host, admin_port, operators, worker_fd is not None
-        )
+            models, rollout, metrics, admin_host, admin_port, operators, worker_fd is not None,
+            Review(None if writer is None else writer.store, models, audit),
+        )  # fmt: skip
     # A list and not an Event: setting an Event twice from a handler can lock its own thread out.
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -427,6 +430,7 @@ def _admin(
     port: int,
     credentials: Any,
     supervised: bool,
+    review: Review,
 ) -> AdminServer:
     from firewall.serve.admin import AdminServer, AdminService
     from firewall.serve.fleet import OPERATOR_KEY
@@ -437,7 +441,11 @@ def _admin(
     if supervised:
         identity = SupervisedIdentity(os.environ[WORKER_SECRET], OPERATOR_KEY)
     return AdminServer(
-        AdminService(models, rollout), metrics, authority(host, port), credentials, identity
+        AdminService(models, rollout, review),
+        metrics,
+        authority(host, port),
+        credentials,
+        identity,
     )
 
 

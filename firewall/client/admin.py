@@ -66,6 +66,39 @@ class AdminClient:
         """Compare no more."""
         return self._change("DropShadow", wire.DropShadowRequest(model=model))
 
+    def quarantine(
+        self,
+        *,
+        model: str = "",
+        client: str = "",
+        reviewed: bool | None = None,
+        limit: int = 50,
+        before: int = 0,
+    ) -> list[wire.QuarantinedRow]:
+        """Rows that were kept, the newest first; `before` is the last id of the page before."""
+        request = wire.ListQuarantineRequest(model=model, client=client, limit=limit, before=before)
+        if reviewed is not None:
+            request.reviewed = reviewed
+        answer = self._call("ListQuarantine", request, wire.ListQuarantineResponse)
+        return list(answer.rows)
+
+    def quarantined(self, identifier: int) -> wire.QuarantinedRow:
+        """One of them, with its image as PNG."""
+        request = wire.GetQuarantinedRequest(id=identifier)
+        row: wire.QuarantinedRow = self._call("GetQuarantined", request, wire.QuarantinedRow)
+        return row
+
+    def label(self, identifier: int, label: str) -> wire.QuarantinedRow:
+        """Say what is to be seen in a row; empty is none of the classes."""
+        request = wire.LabelQuarantinedRequest(id=identifier, label=label)
+        row: wire.QuarantinedRow = self._call("LabelQuarantined", request, wire.QuarantinedRow)
+        return row
+
+    def forget(self, client: str) -> int:
+        """Remove every row and image of a client, by its pseudonym; returns how many."""
+        request = wire.ForgetClientRequest(client=client)
+        return int(self._call("ForgetClient", request, wire.ForgetClientResponse).rows)
+
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()

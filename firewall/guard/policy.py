@@ -138,6 +138,10 @@ class Policy(BaseModel):
         """Twelve hexadecimal digits that name this policy in the audit log."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
+    def applied(self, model: str, client: str) -> tuple[str, ...]:
+        """Ids of the exclusions that hold for a request."""
+        return tuple(one.id for one in self.exclusions if one.matches(model, client))
+
     def active(self, detectors: tuple[str, ...], model: str, client: str) -> frozenset[str] | None:
         """Names of the detectors that count for a request; None when it is not screened.
 

@@ -193,6 +193,7 @@ class Store:
         client: str | None = None,
         model: str | None = None,
         reviewed: bool | None = None,
+        before: int | None = None,
         limit: int = 100,
     ) -> list[Record]:
         """The newest first.
@@ -201,6 +202,7 @@ class Store:
             client: pseudonym; None is all.
             model: name; None is all.
             reviewed: whether a person has labelled it; None is both.
+            before: only rows with a smaller id.
             limit: at most so many.
 
         """
@@ -209,6 +211,8 @@ class Store:
             found = found.where(self._table.c.client == client)
         if model is not None:
             found = found.where(self._table.c.model == model)
+        if before is not None:
+            found = found.where(self._table.c.id < before)
         if reviewed is not None:
             label = self._table.c.label
             found = found.where(label.is_not(None) if reviewed else label.is_(None))

@@ -42,7 +42,9 @@ class Writer:
             dropped: told of rows that will never be.
 
         """
-        self._store, self._limits = store, limits
+        #: Where rows go; whoever reads it may do so from another thread.
+        self.store = store
+        self._limits = limits
         self._stored, self._dropped = stored, dropped
         self._queue: queue.Queue[Entry | None] = queue.Queue(_BACKLOG)
         self._stop = threading.Event()
@@ -74,7 +76,7 @@ class Writer:
         left = self._drain()
         if left:
             self._dropped(left)
-        self._store.close()
+        self.store.close()
 
     def _run(self) -> None:
         swept = looked = time.monotonic()
@@ -86,10 +88,10 @@ class Writer:
                 return
             now = time.monotonic()
             if now - swept > _SWEEP:
-                self._tidy(lambda: self._store.sweep(self._limits))
+                self._tidy(lambda: self.store.sweep(self._limits))
                 swept = now
             if now - looked > _STRAYS:
-                self._tidy(self._store.strays)
+                self._tidy(self.store.strays)
                 looked = now
 
     def _take(self) -> tuple[list[Entry], bool]:
@@ -114,7 +116,7 @@ class Writer:
         said = False
         while True:
             try:
-                self._store.add(batch)
+                self.store.add(batch)
             except Exception as error:  # a database's and a file system's own
                 if not said:
                     log.warning("quarantine: %d rows wait: %s", len(batch), error)

@@ -20,6 +20,7 @@ from firewall.serve.identity import Names
 from firewall.serve.interceptors import Boundary
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
+from firewall.serve.review import Review
 from firewall.serve.rollout import Rollout
 from firewall.serve.runtime import ServedModel
 from firewall.serve.services import generic_handler
@@ -40,9 +41,10 @@ _MAX_PATH = 4096
 class AdminService:
     """Reads a message, asks for a change, writes what is live then."""
 
-    def __init__(self, models: Models, rollout: Rollout) -> None:
+    def __init__(self, models: Models, rollout: Rollout, review: Review) -> None:
         self._models = models
         self._rollout = rollout
+        self._review = review
 
     def Status(self, request: wire.StatusRequest, call: Call) -> Message:  # noqa: N802
         """What is live under every name."""
@@ -86,6 +88,28 @@ class AdminService:
         """Compare no more."""
         self._rollout.drop(request.model, call.client)
         return self._status(request.model, changed=True)
+
+    def ListQuarantine(  # noqa: N802
+        self, request: wire.ListQuarantineRequest, call: Call
+    ) -> Message:
+        """What was refused, flagged or drawn by lot."""
+        return self._review.find(request)
+
+    def GetQuarantined(  # noqa: N802
+        self, request: wire.GetQuarantinedRequest, call: Call
+    ) -> Message:
+        """One row, with its image."""
+        return self._review.get(request)
+
+    def LabelQuarantined(  # noqa: N802
+        self, request: wire.LabelQuarantinedRequest, call: Call
+    ) -> Message:
+        """What a person sees in it."""
+        return self._review.label(request, call.client)
+
+    def ForgetClient(self, request: wire.ForgetClientRequest, call: Call) -> Message:  # noqa: N802
+        """Remove every row and image of a client."""
+        return self._review.forget(request, call.client)
 
     def _status(self, model: str, *, changed: bool) -> wire.ModelStatus:
         slot = self._rollout.slot(model)

@@ -44,6 +44,7 @@ class Audit:
         model: str,
         version: str,
         policy: str,
+        exclusions: tuple[str, ...],
         row: int,
         decision: Decision,
     ) -> None:
@@ -57,6 +58,8 @@ class Audit:
             model=model,
             version=version,
             policy=policy,
+            # Of what was not asked of this row.
+            exclusions=list(exclusions),
             row=row,
             verdict=decision.verdict.value,
             reasons=list(decision.reasons),

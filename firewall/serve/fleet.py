@@ -146,6 +146,28 @@ class FleetAdminService:
         """Every worker compares no more."""
         return self._all("DropShadow", request, call)
 
+    def ListQuarantine(  # noqa: N802
+        self, request: wire.ListQuarantineRequest, call: Call
+    ) -> Message:
+        """By any worker: they have one store."""
+        return self._any("ListQuarantine", request, wire.ListQuarantineResponse, call)
+
+    def GetQuarantined(  # noqa: N802
+        self, request: wire.GetQuarantinedRequest, call: Call
+    ) -> Message:
+        """By any worker."""
+        return self._any("GetQuarantined", request, wire.QuarantinedRow, call)
+
+    def LabelQuarantined(  # noqa: N802
+        self, request: wire.LabelQuarantinedRequest, call: Call
+    ) -> Message:
+        """By any worker."""
+        return self._any("LabelQuarantined", request, wire.QuarantinedRow, call)
+
+    def ForgetClient(self, request: wire.ForgetClientRequest, call: Call) -> Message:  # noqa: N802
+        """By any worker."""
+        return self._any("ForgetClient", request, wire.ForgetClientResponse, call)
+
     def join(self, worker: Worker, add: Callable[[], None]) -> None:
         """Bring a new worker to where the others are, and add it; no change comes in between.
 
@@ -165,6 +187,13 @@ class FleetAdminService:
             for served in self._served.values():
                 served.live = replace(served.live, policy=None)
                 served.before = None
+
+    def _any(self, method: str, request: Message, answer: Any, call: Call) -> Message:
+        for worker in self._workers():
+            with contextlib.suppress(_Gone):
+                found: Message = self._ask(worker, method, request, answer, call.client)
+                return found
+        raise NotReady("no worker is ready")
 
     def _all(self, method: str, request: Message, call: Call) -> Message:
         with self._lock:

@@ -342,6 +342,8 @@ class ServedModel:
         for span in call.spans:
             self._metrics.stage(self.name, span.name, span.end - span.start)
         call.spans += answer.spans
+        policy = self.guard.policy
+        exclusions = policy.applied(self.name, call.client)
         for row, decision in enumerate(answer.decisions):
             self._metrics.decided(self.name, decision)
             self._audit.decided(
@@ -349,7 +351,8 @@ class ServedModel:
                 client=call.client,
                 model=self.name,
                 version=self.manifest.version,
-                policy=self.guard.policy.digest,
+                policy=policy.digest,
+                exclusions=exclusions,
                 row=row,
                 decision=decision,
             )

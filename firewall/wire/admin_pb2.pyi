@@ -117,3 +117,98 @@ class DropShadowRequest(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     model: str
     def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListQuarantineRequest(_message.Message):
+    __slots__ = ("model", "client", "reviewed", "limit", "before")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    REVIEWED_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    client: str
+    reviewed: bool
+    limit: int
+    before: int
+    def __init__(self, model: _Optional[str] = ..., client: _Optional[str] = ..., reviewed: bool = ..., limit: _Optional[int] = ..., before: _Optional[int] = ...) -> None: ...
+
+class ListQuarantineResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[QuarantinedRow]
+    def __init__(self, rows: _Optional[_Iterable[_Union[QuarantinedRow, _Mapping]]] = ...) -> None: ...
+
+class GetQuarantinedRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
+
+class LabelQuarantinedRequest(_message.Message):
+    __slots__ = ("id", "label")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    label: str
+    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
+
+class ForgetClientRequest(_message.Message):
+    __slots__ = ("client",)
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    def __init__(self, client: _Optional[str] = ...) -> None: ...
+
+class ForgetClientResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    def __init__(self, rows: _Optional[int] = ...) -> None: ...
+
+class QuarantinedRow(_message.Message):
+    __slots__ = ("id", "created", "request_id", "row", "client", "model", "version", "bundle", "policy", "verdict", "reasons", "statistics", "p_value", "said", "label", "reviewer", "reviewed", "sampled", "png")
+    class StatisticsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    SAID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    REVIEWER_FIELD_NUMBER: _ClassVar[int]
+    REVIEWED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    created: str
+    request_id: str
+    row: int
+    client: str
+    model: str
+    version: str
+    bundle: str
+    policy: str
+    verdict: str
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    statistics: _containers.ScalarMap[str, float]
+    p_value: float
+    said: int
+    label: str
+    reviewer: str
+    reviewed: str
+    sampled: bool
+    png: bytes
+    def __init__(self, id: _Optional[int] = ..., created: _Optional[str] = ..., request_id: _Optional[str] = ..., row: _Optional[int] = ..., client: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., bundle: _Optional[str] = ..., policy: _Optional[str] = ..., verdict: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ..., statistics: _Optional[_Mapping[str, float]] = ..., p_value: _Optional[float] = ..., said: _Optional[int] = ..., label: _Optional[str] = ..., reviewer: _Optional[str] = ..., reviewed: _Optional[str] = ..., sampled: bool = ..., png: _Optional[bytes] = ...) -> None: ...
