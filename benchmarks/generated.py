@@ -47,7 +47,7 @@ from firewall.train.steps import Steps, digest, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS, TESTED = 3, 1000
-STEPS, TARGETED, QUERIES = 50, 30, 1000
+STEPS, TARGETED, QUERIES = 50, 20, 500
 REAL, SCREENED = "real only", "GAN, screened"
 #: The seed with which shares are chosen; no arm is measured with it.
 CHOOSING = 1000
@@ -266,7 +266,8 @@ def main() -> None:
             "by_seed": stands.mean(axis=1).tolist(),
             # The last, incomplete batch of an epoch is left out.
             "steps": max(1, len(parts["train"]) // recipe.train.batch)
-            * recipe.train.schedule().epochs,
+            * recipe.train.schedule().epochs
+            * recipe.train.passes,
             "ratio": chosen[arm],
             "selection": {f"{r:g}": v for (one, r), v in reach.items() if one == arm},
             "ahead_of_real": {"value": float(ahead.mean()), "interval": spread(ahead)},

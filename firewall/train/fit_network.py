@@ -60,7 +60,10 @@ class Schedule:
             all of a single one.
         shift: pixels by which training images are moved at random, either way.
         mirror: whether half of them are mirrored.
-        bfloat16: whether passes are computed in bfloat16, training's own bounds among them.
+        bfloat16: whether passes are computed in bfloat16, training's own bounds among them, on
+            processors that have it.
+        passes: over the data in an epoch. Where images are few, looking at selection data after
+            each pass would take longer than learning.
         choose: figure of selection data by which the best epoch is kept: `attacked`, or
             `certified` for a network that can be bounded.
 
@@ -76,6 +79,7 @@ class Schedule:
     shift: int = 0
     mirror: bool = False
     bfloat16: bool = False
+    passes: int = 1
     choose: Literal["attacked", "certified"] = "attacked"
 
     @property
@@ -255,7 +259,8 @@ class _State:
         self.optimiser = torch.optim.AdamW(
             network.parameters(), schedule.rate, weight_decay=schedule.decay
         )
-        total = max(2, schedule.epochs * max(1, rows // schedule.batch))
+        of_a_pass = max(1, rows // schedule.batch)
+        total = max(2, schedule.epochs * schedule.passes * of_a_pass)
         self.cycle = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, schedule.rate, total_steps=total, pct_start=0.2
         )
@@ -317,7 +322,7 @@ def _epoch(
     processes: Processes,
     generated: Generated | None,
 ) -> float:
-    """One pass over the data; returns the mean loss."""
+    """The passes of an epoch; returns the mean loss."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     number, phase = schedule.phase(epoch)
     perturbs = schedule.gamma > 0 and (number > 0 or len(schedule.phases) == 1)
@@ -325,7 +330,11 @@ def _epoch(
     network.requires_grad_(True)
     losses: list[float] = []
     model = TrainedNetwork(network, bfloat16=schedule.bfloat16)
-    batches = list(_order(len(train), schedule.batch, generator))
+    batches = [
+        rows
+        for _ in range(schedule.passes)
+        for rows in _order(len(train), schedule.batch, generator)
+    ]
     if processes.size > 1:
         # Draws of their own for rows of their own.
         generator = torch.Generator().manual_seed(
@@ -365,7 +374,7 @@ def _epoch(
 
 
 def _order(rows: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Whole batches in random order; the rest waits for the next epoch, as long as one is full."""
+    """Whole batches in random order; the rest waits for the next pass, as long as one is full."""
     order = torch.randperm(rows, generator=generator)
     whole = rows // batch * batch
     yield from torch.split(order[:whole] if whole else order, batch)

@@ -112,6 +112,7 @@ class TrainSpec(Spec):
     shift: int = Field(default=0, ge=0, le=64)
     mirror: bool = False
     bfloat16: bool = False
+    passes: int = Field(default=1, ge=1, le=1000)
     choose: Literal["attacked", "certified"] = "attacked"
 
     def schedule(self) -> Schedule:

@@ -10,16 +10,25 @@ from firewall.guard.classifier import Bounded, Classifier
 from firewall.train.networks import Cnn
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the processor has instructions of its own for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
 class TrainedNetwork:
     """A classifier's logits and bounds, with gradients.
 
     In bfloat16 the passes are cheaper on processors that have it; sums stay in float32, and
-    so do weights and losses.
+    so do weights and losses. Without it they would take ten times as long, and are computed in
+    float32.
     """
 
     def __init__(self, network: Classifier, *, bfloat16: bool = False) -> None:
         self._network = network
-        self._bfloat16 = bfloat16
+        device = next(network.parameters()).device
+        self._bfloat16 = bfloat16 and computes_bfloat16(device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to logits [N, K] float32."""

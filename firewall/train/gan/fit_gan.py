@@ -149,7 +149,10 @@ class GanGame:
     ) -> None:
         # It stays on the processor, and is copied before the game's own moves away.
         self.averaged = copy.deepcopy(generator).eval().requires_grad_(False)
-        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
+        # Convolutions of so few channels are a fifth quicker with the channels last.
+        last = torch.channels_last
+        self.generator = generator.to(device, memory_format=last)
+        self.discriminator = discriminator.to(device, memory_format=last)
         self.data, self.classes, self.spec, self.seed = data, classes, spec, seed
         self.device = torch.device(device)
         self.loss = gan_loss(spec.loss, spec.smoothing)

@@ -159,6 +159,6 @@ def _spread(y: Tensor, group: int = 4) -> Tensor:
     rows, _, height, width = y.shape
     if rows % group or rows < group:
         return y.new_zeros(rows, 1, height, width)
-    grouped = y.view(group, rows // group, -1)
+    grouped = y.reshape(group, rows // group, -1)
     deviation = (grouped - grouped.mean(dim=0)).square().mean(dim=0).add(1e-8).sqrt().mean(dim=1)
     return deviation.repeat(group).view(rows, 1, 1, 1).expand(rows, 1, height, width)
