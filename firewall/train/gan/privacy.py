@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from firewall.train.gan.scores import Features, distances
+from firewall.train.gan.scores import Features
 
 #: Rows of a distance matrix at a time; generated images may be many.
 _ROWS = 256
@@ -30,14 +30,25 @@ class Membership:
 
 
 def nearest(of: Features, among: Features) -> tuple[Features, npt.NDArray[np.intp]]:
-    """Distance [N] from each row to the nearest among others, and which one that is [N]."""
+    """Distance [N] from each row to the nearest among others, and which one that is [N].
+
+    Which one is found in float32 and without what all of them share, since generated images are
+    many; how far it is, in float64.
+    """
     apart = np.empty(len(of))
     which = np.empty(len(of), np.intp)
+    # Around their mean, so that no digits are lost to a common offset.
+    middle = among.mean(axis=0, dtype=np.float64)
+    others = np.ascontiguousarray((among - middle).astype(np.float32).T)
+    half = 0.5 * (others**2).sum(axis=0)
     for start in range(0, len(of), _ROWS):
-        rows = slice(start, start + _ROWS)
-        every = distances(of[rows], among)
-        which[rows] = every.argmin(axis=1)
-        apart[rows] = every.min(axis=1)
+        rows = of[start : start + _ROWS]
+        every = (rows - middle).astype(np.float32) @ others
+        np.subtract(half, every, out=every)
+        found = every.argmin(axis=1)
+        which[start : start + len(rows)] = found
+        difference = rows.astype(np.float64) - among[found]
+        apart[start : start + len(rows)] = np.sqrt((difference**2).sum(axis=1))
     return apart, which
 
 
