@@ -11,7 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from firewall.bundle.manifest import ThreatModel
+from firewall.bundle.signing import Signer
 from firewall.guard.compile import export
+from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
+from firewall.stages.registry import Registry
+from firewall.train.build import Data, Identity, build
 from firewall.train.data import load_idx
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import NetworkSpec, make_network
@@ -19,6 +24,16 @@ from firewall.train.objectives import Standard
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 SHAPE, CLASSES = (1, 28, 28), 10
+GUARD = GuardSpec(
+    stages=(
+        StageSpec(kind="denoiser", name="blur", plugin="gaussian-blur"),
+        StageSpec(kind="denoiser", name="bit-depth", plugin="bit-depth"),
+        StageSpec(kind="detector", name="feature-norm", plugin="feature-norm"),
+        StageSpec(kind="detector", name="mahalanobis", plugin="mahalanobis"),
+        StageSpec(kind="detector", name="view-consistency", plugin="view-consistency"),
+        StageSpec(kind="ensemble", name="log-average", plugin="log-average"),
+    )
+)
 
 
 class _Logits(nn.Module):
@@ -65,3 +80,43 @@ def small_classifier(folder: Path, data: Path = DATA) -> Small:
     network.eval().requires_grad_(False)
     graph = export(_Logits(network).eval(), {"image": torch.zeros(2, *SHAPE)}, ["logits"])
     return Small(network, graph, train, clean)
+
+
+def small_bundle(small: Small, folder: Path, signer: Signer) -> Path:
+    """A guard around it, with both tiers; returns its place."""
+    pixels = small.train.x.numpy().transpose(0, 2, 3, 1)
+    at = 0
+
+    def take(rows: int) -> npt.NDArray[np.uint8]:
+        nonlocal at
+        at += rows
+        return np.ascontiguousarray(pixels[at - rows : at])
+
+    build(
+        folder,
+        identity=Identity(
+            name="small",
+            version="1",
+            architecture="two convolutions",
+            recipe="0" * 64,
+            seed=0,
+            labels=tuple(f"class {index}" for index in range(CLASSES)),
+            threat_model=ThreatModel(norm="linf", radius=0.1, evaluated=()),
+        ),
+        classifier=small.network,
+        guard_spec=GUARD,
+        input_spec=InputSpec(name="image", channels=1, height=28, width=28),
+        preprocessing=Preprocessing(resize=28),
+        escalation=0.15,
+        data=Data(
+            fit=take(2000),
+            part_a=take(1500),
+            part_b=take(1500),
+            held_out=take(1000),
+            held_out_groups=np.arange(1000),
+            names={"part-a": ("fashion-mnist " + "0" * 64,)},
+        ),
+        signer=signer,
+        registry=Registry.discover(),
+    )
+    return folder

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.errors import BundleMalformed, CalibrationError, SampleTooSmall
+from firewall.guard.row_rule import Column, RowRule
 
 Doubles = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
@@ -241,6 +242,10 @@ class Cascade:
         self._cheap_width = calibration.cheap
         self._combination = calibration.combination
         self._reference = np.sort(calibration.part_a, axis=0)
+        size = len(self._reference)
+        p = (1 + size - np.arange(size + 1)) / (size + 1)
+        #: What a statistic adds to the combination, by how many of part A lie below it.
+        self._weights = -np.log(p) if self._combination == "fisher" else 1.0 / p
         #: False when every active detector is cheap.
         self.has_expensive = len(self._all) > len(self._cheap)
         doubt = self.doubt(calibration.part_a[:, : calibration.cheap])
@@ -259,6 +264,16 @@ class Cascade:
         group = self._group_of(said)
         #: By group, part B's scores, rising.
         self._scores = [np.sort(scores[group == one]) for one in range(self._group.max() + 1)]
+        #: The same for one row at a time.
+        self.rule = RowRule(
+            [Column(one, self._reference[:, one].tolist()) for one in columns],
+            len(self._cheap),
+            self._weights.tolist(),
+            harmonic=self._combination == "harmonic",
+            threshold=self._threshold if self.has_expensive else math.inf,
+            groups=self._group.tolist(),
+            scores=[one.tolist() for one in self._scores],
+        )
         #: The share of part B that the cheap tier hands on.
         self.escalated_share = float(escalated.mean())
         if self.has_expensive and rate > self.escalated_share:
@@ -341,10 +356,7 @@ class Cascade:
         out = np.empty(statistics.shape, np.float64)
         size = len(self._reference)
         for column in range(statistics.shape[1]):
-            below = np.searchsorted(
-                self._reference[:, column], statistics[:, column].astype(np.float64), side="left"
-            )
-            out[:, column] = (1 + size - below) / (size + 1)
+            out[:, column] = (1 + size - self._below(statistics, column)) / (size + 1)
         return out
 
     def active_columns(self, width: int) -> list[int]:
@@ -360,10 +372,15 @@ class Cascade:
     def _combined(self, statistics: npt.NDArray[np.floating], columns: Sequence[int]) -> Doubles:
         if not columns:
             return np.zeros(len(statistics))
-        p = self.detector_p_values(statistics)[:, list(columns)]
-        total: Doubles = (
-            -np.log(p).sum(axis=1)
-            if self._combination == "fisher"
-            else np.log(np.mean(1.0 / p, axis=1))
-        )
+        total = np.zeros(len(statistics))
+        for column in columns:
+            total += self._weights[self._below(statistics, column)]
+        if self._combination == "harmonic":
+            return np.array([math.log(one / len(columns)) for one in total])
         return total
+
+    def _below(self, statistics: npt.NDArray[np.floating], column: int) -> npt.NDArray[np.intp]:
+        """How many of part A lie below each row's statistic."""
+        return np.searchsorted(
+            self._reference[:, column], statistics[:, column].astype(np.float64), side="left"
+        )

@@ -212,12 +212,20 @@ def _check_rows(tier: str, rows: int, *arrays: Floats) -> None:
             )
 
 
-def log_softmax(logits: Floats) -> Floats:
-    """[N, K] logits to log-probabilities; a row that is not finite becomes NaN, and no other."""
+def log_softmax(logits: Floats, *, finite: bool = False) -> Floats:
+    """[N, K] logits to log-probabilities; a row that is not finite becomes NaN, and no other.
+
+    Args:
+        logits: of any size.
+        finite: whether all of them are known to be; spares numpy a change of state.
+
+    """
+    if finite:
+        shifted: Floats = logits - logits.max(axis=1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return shifted
     with np.errstate(invalid="ignore"):
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        normalised: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return normalised
+        return log_softmax(logits, finite=True)
 
 
 def open_session(

@@ -17,6 +17,7 @@ What it cannot tell is why. Many attacks at once raise it as well as a new lens 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -33,37 +34,21 @@ _CONFIDENCE = 0.999
 _ENOUGH = 500.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Test:
     """One level, one direction.
 
     Attributes:
         level: of p-values.
         more: whether too many lie below it, or too few.
-        steps: for each alternative, what a p-value below the level and one above add to the
-            logarithm of evidence.
-        evidence: its logarithm, for each alternative.
+        first, last: where its alternatives lie among those of all tests.
 
     """
 
     level: float
     more: bool
-    steps: tuple[tuple[float, float], ...]
-    evidence: list[float]
-
-    def see(self, below: bool) -> None:
-        for number, (hit, miss) in enumerate(self.steps):
-            # Begun anew wherever the past speaks against it.
-            past = max(0.0, self.evidence[number])
-            self.evidence[number] = min(_ENOUGH, past + (hit if below else miss))
-
-    @property
-    def value(self) -> float:
-        """Logarithm of the mean over alternatives."""
-        top = max(self.evidence)
-        return top + math.log(
-            sum(math.exp(one - top) for one in self.evidence) / len(self.evidence)
-        )
+    first: int
+    last: int
 
 
 class Drift:
@@ -79,42 +64,73 @@ class Drift:
 
         """
         self._tests: list[_Test] = []
+        #: Of each alternative, what a p-value at or below the level and one above add to the
+        #: logarithm of evidence.
+        steps: list[tuple[float, float]] = []
+        levels: list[float] = []
         for level in (rate, *(one for one in _LEVELS if one > rate)):
             low, high = bounds(level, rows)
             for more, share in ((True, high), (False, low)):
                 if not 0 < share < 1:
                     # So few rows that any share could be.
                     continue
-                steps = []
+                first = len(steps)
                 for factor in _FACTORS:
                     odds = share / (1 - share) * (factor if more else 1 / factor)
                     worse = odds / (1 + odds)
                     steps.append((math.log(worse / share), math.log((1 - worse) / (1 - share))))
-                self._tests.append(_Test(level, more, tuple(steps), [0.0] * len(steps)))
+                    levels.append(level)
+                self._tests.append(_Test(level, more, first, len(steps)))
+        # What a p-value adds depends on the levels that it is below of alone.
+        self._bounds = sorted(set(levels))
+        #: By how many levels a p-value is above of, what it adds to each alternative.
+        self._adds = [
+            [
+                hit if self._bounds.index(level) >= above else miss
+                for level, (hit, miss) in zip(levels, steps, strict=True)
+            ]
+            for above in range(len(self._bounds) + 1)
+        ]
+        self._evidence = [0.0] * len(steps)
         # Each test may have its own false alarms: together no more than one has.
         self._threshold = math.log(run_length * max(1, len(self._tests)))
         self.rows = 0
 
     def see(self, p_values: Iterable[float]) -> None:
         """Take in p-values, in order."""
+        evidence = self._evidence
         for p_value in p_values:
             self.rows += 1
-            for test in self._tests:
-                test.see(p_value <= test.level)
+            adds = self._adds[bisect_left(self._bounds, p_value)]
+            # Begun anew wherever the past speaks against it.
+            evidence = [
+                (past if past > 0.0 else 0.0) + add
+                for past, add in zip(evidence, adds, strict=True)
+            ]
+            if max(evidence, default=0.0) > _ENOUGH:
+                evidence = [min(_ENOUGH, one) for one in evidence]
+        self._evidence = evidence
+
+    def _value(self, test: _Test) -> float:
+        """Logarithm of the mean over its alternatives."""
+        own = self._evidence[test.first : test.last]
+        top = max(own)
+        return top + math.log(sum(math.exp(one - top) for one in own) / len(own))
 
     @property
     def evidence(self) -> float:
         """From 0, none, to 1, an alarm, and beyond."""
         if not self._tests:
             return 0.0
-        return max(0.0, max(test.value for test in self._tests) / self._threshold)
+        return max(0.0, max(self._value(test) for test in self._tests) / self._threshold)
 
     @property
     def alarm(self) -> str:
         """What has changed; empty while nothing has."""
-        if self.evidence < 1:
+        # A mean is no greater than the greatest: as a rule one look is enough.
+        if max(self._evidence, default=0.0) < self._threshold or self.evidence < 1:
             return ""
-        worst = max(self._tests, key=lambda test: test.value)
+        worst = max(self._tests, key=self._value)
         return (
             f"{'more' if worst.more else 'fewer'} p-values below {worst.level:g} than calibration "
             "allows: inputs are no longer like those of calibration, or many of them are attacks"
@@ -122,8 +138,7 @@ class Drift:
 
     def reset(self) -> None:
         """Begin again, as after a look or a recalibration."""
-        for test in self._tests:
-            test.evidence = [0.0] * len(test.steps)
+        self._evidence = [0.0] * len(self._evidence)
 
 
 @cache

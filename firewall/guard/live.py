@@ -7,13 +7,14 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from firewall.errors import ConfigError, FirewallError
-from firewall.guard.calibration import Booleans, Calibration, Cascade
+from firewall.guard.calibration import Calibration, Cascade
 from firewall.guard.compiled import CheapResult, GuardGraphs, log_softmax
 from firewall.guard.policy import Policy
 from firewall.guard.span import Span
@@ -30,6 +31,18 @@ class Plan:
     """How the rows of one request are screened. `cascade` None: they are not."""
 
     cascade: Cascade | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Of one call of `screen`; `decisions`, `outputs` and `spans` are filled in."""
+
+    wire: npt.NDArray[Any]
+    cheap: CheapResult
+    finite: list[bool]
+    decisions: list[Decision | None]
+    outputs: npt.NDArray[np.float32]
+    spans: list[Span]
 
 
 class LiveGuard:
@@ -152,80 +165,93 @@ class LiveGuard:
         if cheap.asked is not None:
             spans.append(cheap.asked)
         decisions: list[Decision | None] = [None] * len(wire)
+        finite = finite_rows(cheap.logits)
         own = cheap.logits if cheap.answers is None else cheap.answers
-        outputs = log_softmax(cheap.logits) if self._log_outputs else own.copy()
-        for cascade in {id(plan.cascade): plan.cascade for plan in plans}.values():
-            rows = np.array([n for n, plan in enumerate(plans) if plan.cascade is cascade])
+        outputs = log_softmax(cheap.logits, finite=all(finite)) if self._log_outputs else own.copy()
+        by_cascade: dict[int, tuple[Cascade | None, list[int]]] = {}
+        for row, plan in enumerate(plans):
+            by_cascade.setdefault(id(plan.cascade), (plan.cascade, []))[1].append(row)
+        for cascade, rows in by_cascade.values():
             if cascade is None:
                 for row in rows:
                     decisions[row] = Decision(Verdict.ACCEPT)
             else:
-                self._decide(wire, cheap, rows, cascade, decisions, outputs, spans)
+                self._decide(_Batch(wire, cheap, finite, decisions, outputs, spans), rows, cascade)
         self._demand_certificates(wire, outputs, plans, decisions, spans)
         done = tuple(decision for decision in decisions if decision is not None)
         return Answer(done, self._harden(outputs), tuple(spans))
 
-    def _decide(
-        self,
-        wire: npt.NDArray[Any],
-        cheap: CheapResult,
-        rows: npt.NDArray[np.intp],
-        cascade: Cascade,
-        decisions: list[Decision | None],
-        outputs: npt.NDArray[np.float32],
-        spans: list[Span],
-    ) -> None:
+    def _decide(self, batch: _Batch, rows: list[int], cascade: Cascade) -> None:
         """Fill in `decisions` and, where the expensive tier answers, `outputs` of the rows."""
-        statistics = cheap.statistics[rows]
-        counted = cascade.active_columns(statistics.shape[1])
-        healthy = _finite_rows(statistics[:, counted], cheap.logits[rows])
-        doubt = cascade.doubt(np.where(healthy[:, None], statistics, 0.0))
-        escalated = cascade.escalates(doubt) & healthy
-        width = statistics.shape[1]
-        total = len(self.calibration.detectors)
-        full = np.full((len(rows), total), np.nan, np.float64)
-        full[:, :width] = statistics
-        if escalated.any():
-            chosen = rows[escalated]
-            start = time.perf_counter()
-            try:
-                second = self.compiled.expensive(wire, cheap, chosen)
-            except Exception:
-                log.exception("the expensive tier failed on %d rows", len(chosen))
-                healthy[escalated] = False
-                escalated[:] = False
-            else:
-                full[escalated, width:] = second.statistics
-                counted = [column - width for column in cascade.active_columns(total)]
-                sound = _finite_rows(
-                    second.statistics[:, [column for column in counted if column >= 0]],
-                    second.log_probabilities,
-                )
-                if self._log_outputs:
-                    outputs[chosen[sound]] = second.log_probabilities[sound]
-                healthy[np.flatnonzero(escalated)[~sound]] = False
-                escalated &= healthy
-            spans.append(Span("expensive", start, time.perf_counter()))
-        scores = cascade.scores(doubt, escalated, full[escalated])
-        # By the class of the classifier alone, which is what calibration knew of its rows.
-        p_values = cascade.p_values(scores, cheap.logits[rows].argmax(axis=1))
-        for n, row in enumerate(rows):
-            if not healthy[n]:
-                decisions[row] = self._faulted()
+        rule = cascade.rule
+        said = batch.cheap.logits.argmax(axis=1).tolist() if rule.asks_class else None
+        every = batch.cheap.statistics.tolist()
+        doubts: dict[int, float] = {}
+        escalated: list[int] = []
+        for row in rows:
+            statistics = every[row]
+            if not (batch.finite[row] and all(isfinite(statistics[n]) for n in rule.cheap_places)):
+                batch.decisions[row] = self._faulted()
                 continue
-            seen = total if escalated[n] else width
-            rejected = p_values[n] <= cascade.rate
-            decisions[row] = Decision(
-                verdict=self._verdict(bool(rejected)),
-                reasons=self._reasons(cascade, full[n : n + 1, :seen]) if rejected else (),
-                p_value=float(p_values[n]),
-                score=float(scores[n]),
-                statistics={
-                    self.calibration.detectors[column]: float(full[n, column])
-                    for column in cascade.active_columns(seen)
-                },
-                escalated=bool(escalated[n]),
+            doubt = rule.doubt(statistics)
+            doubts[row] = doubt
+            if doubt >= rule.threshold:
+                escalated.append(row)
+        seen = self._escalate(batch, escalated, cascade, every) if escalated else {}
+        for row, doubt in doubts.items():
+            if batch.decisions[row] is not None:
+                # The expensive tier failed on it.
+                continue
+            statistics = seen.get(row)
+            score = rule.score(doubt, statistics)
+            p_value = rule.p_value(score, said[row] if said is not None else 0)
+            rejected = p_value <= cascade.rate
+            known = every[row] if statistics is None else statistics
+            places = rule.cheap_places if statistics is None else rule.places
+            batch.decisions[row] = Decision(
+                verdict=self._verdict(rejected),
+                reasons=self._reasons(cascade, np.array([known])) if rejected else (),
+                p_value=p_value,
+                score=score,
+                statistics={self.calibration.detectors[n]: known[n] for n in places},
+                escalated=statistics is not None,
             )
+
+    def _escalate(
+        self, batch: _Batch, rows: list[int], cascade: Cascade, cheap: list[list[float]]
+    ) -> dict[int, list[float]]:
+        """All statistics of the rows, by row; of one on which a stage failed the fault's decision.
+
+        Args:
+            batch: whose rows they are.
+            rows: to run the expensive tier for.
+            cascade: by which it matters what failed.
+            cheap: statistics of every row.
+
+        """
+        start = time.perf_counter()
+        try:
+            second = self.compiled.expensive(batch.wire, batch.cheap, np.array(rows))
+        except Exception:
+            log.exception("the expensive tier failed on %d rows", len(rows))
+            for row in rows:
+                batch.decisions[row] = self._faulted()
+            return {}
+        finally:
+            batch.spans.append(Span("expensive", start, time.perf_counter()))
+        width = batch.cheap.statistics.shape[1]
+        sound = finite_rows(second.log_probabilities)
+        seen: dict[int, list[float]] = {}
+        for n, (row, more) in enumerate(zip(rows, second.statistics.tolist(), strict=True)):
+            whole = cheap[row] + more
+            counted = (whole[place] for place in cascade.rule.places if place >= width)
+            if not (sound[n] and all(map(isfinite, counted))):
+                batch.decisions[row] = self._faulted()
+                continue
+            seen[row] = whole
+            if self._log_outputs:
+                batch.outputs[row] = second.log_probabilities[n]
+        return seen
 
     def _demand_certificates(
         self,
@@ -320,6 +346,7 @@ class LiveGuard:
         return found
 
 
-def _finite_rows(*arrays: npt.NDArray[np.floating]) -> Booleans:
-    """Which rows are finite in each of the [N, *] arrays."""
-    return np.asarray(np.isfinite(np.hstack(arrays)).all(axis=1), np.bool_)
+def finite_rows(array: npt.NDArray[np.float32]) -> list[bool]:
+    """Which rows of [N, K] are finite."""
+    found: list[bool] = np.asarray(np.isfinite(array).all(axis=1), np.bool_).tolist()
+    return found

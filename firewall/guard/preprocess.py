@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ def check_values(wire: npt.NDArray[Any], spec: InputSpec, field: str) -> None:
         # Room for rounding on the client's side: a thousandth of the range.
         slack = (high - low) * 1e-3
         least, greatest = float(part.min()), float(part.max())
-        if not (np.isfinite(least) and np.isfinite(greatest)):
+        if not (math.isfinite(least) and math.isfinite(greatest)):
             raise InvalidInput(field, "holds NaN or infinity; expected finite values")
         if least < low - slack or greatest > high + slack:
             where = "" if len(pairs) == 1 else f" in channel {channel}"

@@ -23,7 +23,7 @@ from firewall.serve.models import Models
 from firewall.serve.review import Review
 from firewall.serve.rollout import Rollout
 from firewall.serve.runtime import ServedModel
-from firewall.serve.services import generic_handler
+from firewall.serve.services import generic_handler, message_methods
 from firewall.serve.shadow import Shadow
 from firewall.serve.status import to_admin_status
 from firewall.serve.tls import Credentials, bind
@@ -166,6 +166,7 @@ class AdminServer:
             identity=identity,
             admission=Admission(_THREADS),
             status=to_admin_status,
+            secure=credentials is not None,
         )
         self._server = grpc.server(
             cast(ThreadPoolExecutor, workers),
@@ -175,7 +176,9 @@ class AdminServer:
                 ("grpc.so_reuseport", 0),
             ),
         )
-        self._server.add_generic_rpc_handlers((generic_handler(ADMIN, service),))
+        self._server.add_generic_rpc_handlers(
+            (generic_handler(ADMIN, message_methods(ADMIN, service)),)
+        )
         self.port: int = bind(self._server, address, credentials, "--admin-port")
 
     def start(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import secrets
 import time
 import uuid
 from collections.abc import Callable
@@ -14,7 +16,20 @@ from firewall.guard.span import Span
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}\Z")
 
 
-@dataclass
+class RequestIds:
+    """Ids of requests that bring none: 32 hexadecimal digits, of which half are this process's."""
+
+    def __init__(self) -> None:
+        self._own = secrets.token_hex(8)
+        # From anywhere, so that an id does not tell how many there were.
+        self._numbers = itertools.count(secrets.randbits(48))
+
+    def new(self) -> str:
+        """The next one."""
+        return f"{self._own}{next(self._numbers):016x}"
+
+
+@dataclass(slots=True)
 class Call:
     """Who asks, until when, and under which id.
 

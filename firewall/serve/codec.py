@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from firewall.wire import open_inference_pb2 as oip
 #: The field of typed contents that holds each datatype; FP16 is raw only.
 _CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 _SHARED_MEMORY = "shared_memory_"
+#: Tag of `raw_output_contents`: field 6, length-delimited.
+_RAW_OUTPUT = bytes([6 << 3 | 2])
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,15 @@ def _check_outputs(request: oip.ModelInferRequest, manifest: Manifest) -> None:
 
 
 def infer_response(
-    request: oip.ModelInferRequest, manifest: Manifest, answer: Answer, request_id: str
-) -> oip.ModelInferResponse:
-    """The answer to an inference request.
+    request_id_field: str, manifest: Manifest, answer: Answer, request_id: str
+) -> bytes:
+    """The answer to an inference request: an `oip.ModelInferResponse` on the wire.
+
+    Args:
+        request_id_field: `id` of the request, which the answer has too.
+        manifest: of the model.
+        answer: to all rows.
+        request_id: for the refusal.
 
     Raises:
         Refused: naming the rows that were rejected; then nothing of the batch is answered.
@@ -136,17 +145,37 @@ def infer_response(
             f"request id {request_id}",
             request_id,
         )
-    return oip.ModelInferResponse(
-        model_name=manifest.name,
-        model_version=manifest.version,
-        id=request.id,
-        outputs=[
-            oip.ModelInferResponse.InferOutputTensor(
-                name=manifest.output, datatype="FP32", shape=answer.outputs.shape
-            )
-        ],
-        raw_output_contents=[np.ascontiguousarray(answer.outputs, "<f4").tobytes()],
+    raw = np.ascontiguousarray(answer.outputs, "<f4").tobytes()
+    # Messages that follow each other are one: what never changes is written once.
+    head = _response_head(manifest.name, manifest.version, manifest.output, answer.outputs.shape)
+    own = (
+        b""
+        if not request_id_field
+        else oip.ModelInferResponse(id=request_id_field).SerializeToString()
     )
+    return b"".join((head, own, _RAW_OUTPUT, _varint(len(raw)), raw))
+
+
+@lru_cache(maxsize=256)
+def _response_head(model: str, version: str, output: str, shape: tuple[int, ...]) -> bytes:
+    """All of an answer but its id and its tensor."""
+    return oip.ModelInferResponse(
+        model_name=model,
+        model_version=version,
+        outputs=[
+            oip.ModelInferResponse.InferOutputTensor(name=output, datatype="FP32", shape=shape)
+        ],
+    ).SerializeToString()
+
+
+def _varint(value: int) -> bytes:
+    """As protobuf writes a length."""
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
 
 
 def model_metadata(manifest: Manifest) -> oip.ModelMetadataResponse:

@@ -8,6 +8,7 @@ import re
 import secrets
 import tomllib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -160,6 +161,7 @@ def _check_name(name: str, where: str) -> None:
         raise ConfigError(f"{where}: {name!r}; expected 1 to 64 letters, digits, '_' and '-'")
 
 
+@lru_cache(maxsize=1024)
 def address_of(peer: str) -> str:
     """`ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000` to the address alone."""
     kind, _, rest = unquote(peer).partition(":")

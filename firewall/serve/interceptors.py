@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,8 @@ import grpc
 from firewall.errors import InvalidInput, NotReady, Overloaded
 from firewall.serve.admission import Admission
 from firewall.serve.arrival import arrived
-from firewall.serve.call import Call
-from firewall.serve.identity import Names, address_of
+from firewall.serve.call import Call, RequestIds
+from firewall.serve.identity import Names
 from firewall.serve.metrics import Metrics
 from firewall.serve.pace import Pace
 from firewall.serve.status import REQUEST_ID_KEY, Status, to_status
@@ -28,6 +28,22 @@ RawMethod = Callable[[bytes, Call], bytes]
 #: Seconds for which a thread waits for a message once many do: when requests wait for a thread, and
 #: when none does.
 _HURRY, _PATIENCE = 0.5, 30.0
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """A method's handlers.
+
+    Attributes:
+        plain: as a rule.
+        patient: takes a stream, whose thread can be had back from who sends nothing. Costs more.
+        refusing: takes a stream, of which nothing is read: nothing has to arrive to be refused.
+
+    """
+
+    plain: grpc.RpcMethodHandler[Any, Any]
+    patient: grpc.RpcMethodHandler[Any, Any]
+    refusing: grpc.RpcMethodHandler[Any, Any]
 
 
 class Boundary(grpc.ServerInterceptor):
@@ -52,8 +68,12 @@ class Boundary(grpc.ServerInterceptor):
         admission: Admission,
         status: Callable[[Exception, str], Status] = to_status,
         tracer: Tracer | None = None,
+        secure: bool = False,
     ) -> None:
-        self._tracer = tracer
+        self._tracer, self._secure = tracer, secure
+        self._ids = RequestIds()
+        #: By path, the methods that were asked for so far.
+        self._wrapped: dict[str, _Wrapped] = {}
         self._identity, self._admission = identity, admission
         self._status = status
         self._services = services
@@ -83,39 +103,43 @@ class Boundary(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Wrap the handler that gRPC found for a call."""
-        handler = continuation(handler_call_details)
-        if handler is None:
-            return None
-        service, _, method = handler_call_details.method.removeprefix("/").partition("/")
-        if service not in self._services:
-            return self._aside(handler)
+        path = handler_call_details.method
+        wrapped = self._wrapped.get(path)
+        if wrapped is None:
+            handler = continuation(handler_call_details)
+            if handler is None:
+                return None
+            service, _, method = path.removeprefix("/").partition("/")
+            if service not in self._services:
+                return self._aside(handler)
+            wrapped = self._wrapped[path] = self._wrap(service, method, handler.unary_unary)
         self._last_arrival = time.monotonic()
         waiting = self._workers.waiting
-        full = waiting >= self._backlog or self._pace.wait(waiting) > self._max_wait
-        if full:
+        if waiting and (waiting >= self._backlog or self._pace.wait(waiting) > self._max_wait):
+            return wrapped.refusing
+        return wrapped.patient if self._workers.held_up else wrapped.plain
 
-            def turn_away(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-                return self._call(service, method, self._refuse, bytes, context, refused=True)
-
-            turn_away.experimental_thread_pool = self._side  # type: ignore[attr-defined]
-            # As a stream, of which nothing is read: nothing has to arrive to be refused.
-            return grpc.stream_unary_rpc_method_handler(turn_away)
-        run: RawMethod = handler.unary_unary
-        if self._workers.held_up:
-
-            def wait(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-                self._workers.received()
-                receive = partial(arrived, requests, context, patience=self._patience)
-                return self._call(service, method, run, receive, context)
-
-            # As a stream, whose thread can be had back. It costs more, so not as a rule.
-            return grpc.stream_unary_rpc_method_handler(wait)
+    def _wrap(self, service: str, method: str, run: RawMethod) -> _Wrapped:
+        """Every way in which a method can be answered, made once."""
 
         def behave(request: bytes, context: grpc.ServicerContext) -> bytes:
             self._workers.received()
-            return self._call(service, method, run, lambda: request, context)
+            return self._call(service, method, run, request, context)
 
-        return grpc.unary_unary_rpc_method_handler(behave)
+        def wait(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            self._workers.received()
+            receive = partial(arrived, requests, context, patience=self._patience)
+            return self._call(service, method, run, receive, context)
+
+        def turn_away(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            return self._call(service, method, self._refuse, b"", context, refused=True)
+
+        turn_away.experimental_thread_pool = self._side  # type: ignore[attr-defined]
+        return _Wrapped(
+            plain=grpc.unary_unary_rpc_method_handler(behave),
+            patient=grpc.stream_unary_rpc_method_handler(wait),
+            refusing=grpc.stream_unary_rpc_method_handler(turn_away),
+        )
 
     def _patience(self) -> float:
         """Seconds that a thread may wait for a message."""
@@ -157,14 +181,14 @@ class Boundary(grpc.ServerInterceptor):
         service: str,
         method: str,
         run: RawMethod,
-        receive: Callable[[], bytes],
+        request: bytes | Callable[[], bytes],
         context: grpc.ServicerContext,
         *,
         refused: bool = False,
     ) -> bytes:
         start = time.perf_counter()
         self._metrics.started(service, method)
-        call = _call_of(context)
+        call = self._call_of(context)
         failure, trace = None, None
         with self._lock:
             self._running += 1
@@ -172,12 +196,15 @@ class Boundary(grpc.ServerInterceptor):
             metadata = dict(context.invocation_metadata())
             if self._tracer is not None:
                 trace = self._tracer.begin(service, method, metadata)
-            _name(call, metadata.get(REQUEST_ID_KEY))
-            call.client = self._identity.of(context.peer(), metadata, context.auth_context())
+            if REQUEST_ID_KEY in metadata:
+                _name(call, metadata[REQUEST_ID_KEY])
+            # Without TLS there is nothing in it, and asking costs as much as parsing a request.
+            auth = context.auth_context() if self._secure else {}
+            call.client = self._identity.of(context.peer(), metadata, auth)
             if self._draining():
                 raise NotReady("the server is shutting down")
             with self._admission.enter(call.client):
-                answer = run(receive(), call)
+                answer = run(request if isinstance(request, bytes) else request(), call)
         except Exception as error:
             failure = self._status(error, call.request_id)
         finally:
@@ -194,23 +221,14 @@ class Boundary(grpc.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return answer
 
-
-def _call_of(context: grpc.ServicerContext) -> Call:
-    remaining = context.time_remaining()
-    # Without a deadline, gRPC says None or a number of years.
-    deadline = None if remaining is None or remaining > 1e7 else time.monotonic() + remaining
-
-    def on_cancel(callback: Callable[[], None]) -> bool:
-        return bool(context.add_callback(callback))
-
-    return Call(
-        uuid.uuid4().hex, address_of(context.peer()), deadline, on_cancel, context.is_active
-    )
+    def _call_of(self, context: grpc.ServicerContext) -> Call:
+        remaining = context.time_remaining()
+        # Without a deadline, gRPC says None or a number of years.
+        deadline = None if remaining is None or remaining > 1e7 else time.monotonic() + remaining
+        return Call(self._ids.new(), "unknown", deadline, context.add_callback, context.is_active)
 
 
-def _name(call: Call, value: str | bytes | None) -> None:
-    if value is None:
-        return
+def _name(call: Call, value: str | bytes) -> None:
     if not isinstance(value, str):
         raise InvalidInput(REQUEST_ID_KEY, "expected text")
     call.name(REQUEST_ID_KEY, value)

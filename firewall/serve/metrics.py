@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from firewall.guard.verdict import Decision, Verdict
+from firewall.serve.histogram import Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _P = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -27,12 +28,11 @@ class Metrics:
             (*rpc, "grpc_code"),
             registry=self.registry,
         )
-        self._handling = Histogram(
+        self._handling = self._histogram(
             "grpc_server_handling_seconds",
             "Time until the application had the answer of an RPC.",
             rpc,
-            buckets=_SECONDS,
-            registry=self.registry,
+            _SECONDS,
         )
         self._rows = Counter(
             "firewall_rows",
@@ -52,12 +52,8 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
-        self._p_value = Histogram(
-            "firewall_p_value",
-            "Conformal p-values of screened rows.",
-            ("model",),
-            buckets=_P,
-            registry=self.registry,
+        self._p_value = self._histogram(
+            "firewall_p_value", "Conformal p-values of screened rows.", ("model",), _P
         )
         self._reasons = Counter(
             "firewall_reasons",
@@ -65,29 +61,23 @@ class Metrics:
             ("model", "detector"),
             registry=self.registry,
         )
-        self._batch = Histogram(
-            "firewall_batch_rows",
-            "Rows of a batch.",
-            ("model",),
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-            registry=self.registry,
+        self._batch = self._histogram(
+            "firewall_batch_rows", "Rows of a batch.", ("model",), (1, 2, 4, 8, 16, 32, 64, 128)
         )
-        self._wait = Histogram(
+        self._wait = self._histogram(
             "firewall_queue_wait_seconds",
             "Time that the first request of a batch waited.",
             ("model",),
-            buckets=_SECONDS,
-            registry=self.registry,
+            _SECONDS,
         )
         self._queue = Gauge(
             "firewall_queue_rows", "Rows that wait.", ("model",), registry=self.registry
         )
-        self._stage = Histogram(
+        self._stage = self._histogram(
             "firewall_stage_seconds",
             "Time of a request or batch, by stage of the data plane.",
             ("model", "stage"),
-            buckets=_SECONDS,
-            registry=self.registry,
+            _SECONDS,
         )
         self._bundle = Gauge(
             "firewall_bundle_info",
@@ -145,37 +135,56 @@ class Metrics:
             "firewall_ready", "1 when every model has passed its self-test.", registry=self.registry
         )
 
+        #: Counters by everything that they are labelled with: looking one up costs more than
+        #: counting.
+        self._counters: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
+
+    def _histogram(
+        self, name: str, documentation: str, labels: tuple[str, ...], bounds: tuple[float, ...]
+    ) -> Histogram:
+        made = Histogram(name, documentation, labels, bounds)
+        self.registry.register(made)
+        return made
+
+    def _count(self, counter: Counter, *labels: str) -> None:
+        key = (counter, labels)
+        found = self._counters.get(key)
+        if found is None:
+            found = self._counters[key] = counter.labels(*labels)
+        found.inc()
+
     def started(self, service: str, method: str) -> None:
         """An RPC came in."""
-        self._started.labels("unary", service, method).inc()
+        self._count(self._started, "unary", service, method)
 
     def handled(self, service: str, method: str, code: str, seconds: float) -> None:
         """An RPC was answered. `code` is the name of the gRPC status, such as OK."""
-        self._handled.labels("unary", service, method, code).inc()
-        self._handling.labels("unary", service, method).observe(seconds)
+        self._count(self._handled, "unary", service, method, code)
+        self._handling.at("unary", service, method).observe(seconds)
 
     def decided(self, model: str, decision: Decision) -> None:
         """A row got its verdict."""
         screened = decision.p_value is not None or decision.fault
-        self._rows.labels(model, decision.verdict.value if screened else "unscreened").inc()
+        verdict = decision.verdict.value if screened else "unscreened"
+        self._count(self._rows, model, verdict)
         if decision.escalated:
-            self._escalated.labels(model).inc()
+            self._count(self._escalated, model)
         if decision.fault:
-            self._faults.labels(model).inc()
+            self._count(self._faults, model)
         if decision.p_value is not None:
-            self._p_value.labels(model).observe(decision.p_value)
+            self._p_value.at(model).observe(decision.p_value)
         if decision.verdict is not Verdict.ACCEPT:
             for reason in decision.reasons:
-                self._reasons.labels(model, reason).inc()
+                self._count(self._reasons, model, reason)
 
     def batch(self, model: str, rows: int, waited: float) -> None:
         """A batch began."""
-        self._batch.labels(model).observe(rows)
-        self._wait.labels(model).observe(waited)
+        self._batch.at(model).observe(rows)
+        self._wait.at(model).observe(waited)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         """A stage of the data plane took its time."""
-        self._stage.labels(model, stage).observe(seconds)
+        self._stage.at(model, stage).observe(seconds)
 
     def queue(self, model: str, rows: Callable[[], float]) -> None:
         """Read the queue's depth whenever metrics are scraped."""

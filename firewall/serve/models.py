@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 from firewall.errors import NotFound
 from firewall.serve.runtime import ServedModel
-from firewall.serve.slot import Slot
+from firewall.serve.slot import Lease, Slot
 
 
 class Models:
@@ -45,10 +44,7 @@ class Models:
             raise NotFound(f"model_name: {name[:128]!r} is not served; served: {known}")
         return found
 
-    @contextmanager
-    def lease(
-        self, name: str, version: str = "", *, default: bool = False
-    ) -> Iterator[ServedModel]:
+    def lease(self, name: str, version: str = "", *, default: bool = False) -> Lease:
         """The model of that name, which stays open until the lease ends.
 
         Args:
@@ -57,16 +53,10 @@ class Models:
             default: whether an empty name means the only model.
 
         Raises:
-            NotFound: another name or version.
+            NotFound: another name, or, when the lease begins, another version.
 
         """
-        with self.slot(name, default=default).lease() as model:
-            if version and version != model.manifest.version:
-                raise NotFound(
-                    f"model_version: {version[:64]!r} of {model.name!r} is not served; served: "
-                    f"{model.manifest.version}"
-                )
-            yield model
+        return Lease(self.slot(name, default=default), version)
 
     def close(self) -> None:
         """Let go of everything."""

@@ -32,7 +32,7 @@ from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec
 from firewall.guard.selftest import SelfTest, same_classifier
 from firewall.guard.smoothing import Smoothing
 from firewall.guard.span import Span
-from firewall.guard.verdict import Answer, Verdict
+from firewall.guard.verdict import Answer, Decision, Verdict
 from firewall.quarantine.entry import Entry
 from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher
@@ -218,6 +218,8 @@ class ServedModel:
                 guard.policy, bundle.manifest.name, bundle.manifest.input, memory
             )
         self.manifest: Manifest = bundle.manifest
+        #: Model name.
+        self.name: str = bundle.manifest.name
         self.labels = bundle.labels
         self.guard = guard
         #: Sees what was answered, and decides nothing.
@@ -286,11 +288,6 @@ class ServedModel:
         return other
 
     @property
-    def name(self) -> str:
-        """Model name."""
-        return self.manifest.name
-
-    @property
     def ready(self) -> bool:
         """Whether the self-test has passed, and a classifier elsewhere can be asked."""
         return self._ready and (self.watch is None or self.watch.up)
@@ -339,23 +336,14 @@ class ServedModel:
             answer = self._monitors.look(wire, answer, call.client)
             mine.append(Span("monitors", start, time.perf_counter()))
         call.spans += mine
+        name = self.name
         for span in call.spans:
-            self._metrics.stage(self.name, span.name, span.end - span.start)
+            self._metrics.stage(name, span.name, span.end - span.start)
         call.spans += answer.spans
-        policy = self.guard.policy
-        exclusions = policy.applied(self.name, call.client)
         for row, decision in enumerate(answer.decisions):
-            self._metrics.decided(self.name, decision)
-            self._audit.decided(
-                request_id=call.request_id,
-                client=call.client,
-                model=self.name,
-                version=self.manifest.version,
-                policy=policy.digest,
-                exclusions=exclusions,
-                row=row,
-                decision=decision,
-            )
+            self._metrics.decided(name, decision)
+            if decision.verdict is not Verdict.ACCEPT or decision.fault:
+                self._write(row, decision, call)
             if self._keep is not None:
                 screened = decision.p_value is not None or decision.fault
                 sampled = screened and random.random() < self._keep_share
@@ -366,6 +354,19 @@ class ServedModel:
         if (shadow := self.shadow) is not None:
             shadow.offer(wire, answer, call.client)
         return answer
+
+    def _write(self, row: int, decision: Decision, call: Call) -> None:
+        policy = self.guard.policy
+        self._audit.decided(
+            request_id=call.request_id,
+            client=call.client,
+            model=self.name,
+            version=self.manifest.version,
+            policy=policy.digest,
+            exclusions=policy.applied(self.name, call.client),
+            row=row,
+            decision=decision,
+        )
 
     def _follow(self, answer: Answer) -> None:
         """Whether p-values are still those of inputs like calibration's; said when it changes."""
@@ -485,4 +486,4 @@ class ServedModel:
         spans = (Span("guard", start, time.perf_counter()), *answers[0].spans)
         for span in spans:
             self._metrics.stage(self.name, span.name, span.end - span.start)
-        return [replace(answer, spans=spans) for answer in answers]
+        return [Answer(answer.decisions, answer.outputs, spans) for answer in answers]

@@ -120,6 +120,7 @@ class Server:
                 settings.threads, rate=settings.client_rate, burst=settings.client_burst
             ),
             tracer=tracer,
+            secure=settings.tls is not None,
         )
         self._server = grpc.server(
             cast(ThreadPoolExecutor, self._workers),
@@ -137,8 +138,10 @@ class Server:
         )
         self._server.add_generic_rpc_handlers(
             (
-                generic_handler(NATIVE, FirewallService(models, settings.limits)),
-                generic_handler(OPEN_INFERENCE, OpenInferenceService(models, settings.limits)),
+                generic_handler(NATIVE, FirewallService(models, settings.limits).raw_methods()),
+                generic_handler(
+                    OPEN_INFERENCE, OpenInferenceService(models, settings.limits).raw_methods()
+                ),
             )
         )
         self._health = health.HealthServicer()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 import grpc
+import numpy.typing as npt
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -18,10 +20,14 @@ from firewall.serve.call import Call
 from firewall.serve.codec import Limits
 from firewall.serve.decoder import Decoder
 from firewall.serve.interceptors import RawMethod
+from firewall.serve.known_header import KnownHeaders
 from firewall.serve.models import Models
+from firewall.serve.runtime import ServedModel
 from firewall.serve.wire_scan import check_fields
 from firewall.wire import firewall_pb2 as native
 from firewall.wire import open_inference_pb2 as oip
+
+Request = TypeVar("Request", bound=Message)
 
 NATIVE: ServiceDescriptor = native.DESCRIPTOR.services_by_name["FirewallService"]
 OPEN_INFERENCE: ServiceDescriptor = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -33,6 +39,11 @@ class OpenInferenceService:
     def __init__(self, models: Models, limits: Limits) -> None:
         self._models = models
         self._limits = limits
+        self._known = KnownHeaders()
+
+    def raw_methods(self) -> Mapping[str, RawMethod]:
+        """All methods, by name."""
+        return message_methods(OPEN_INFERENCE, self) | {"ModelInfer": self.model_infer}
 
     def ServerLive(self, request: oip.ServerLiveRequest, call: Call) -> Message:  # noqa: N802
         """Whoever answers is live."""
@@ -60,15 +71,30 @@ class OpenInferenceService:
         with self._models.lease(request.name, request.version) as model:
             return codec.model_metadata(model.manifest)
 
-    def ModelInfer(self, request: oip.ModelInferRequest, call: Call) -> Message:  # noqa: N802
-        """Screen a batch; answer all of it or refuse all of it."""
+    def model_infer(self, data: bytes, call: Call) -> bytes:
+        """Screen a batch; answer all of it or refuse all of it. From bytes to bytes."""
+        known = self._known.find(data)
+        if known is not None:
+            with self._models.lease(known.model, known.version) as model:
+                if model.manifest is known.manifest:
+                    start = time.perf_counter()
+                    wire = known.tensor(data)
+                    call.spans.append(Span("decode", start, time.perf_counter()))
+                    return self._infer("", model, wire, call)
+        start = time.perf_counter()
+        request = parsed(data, oip.ModelInferRequest)
         call.name("id", request.id)
         with self._models.lease(request.model_name, request.model_version) as model:
-            start = time.perf_counter()
             wire = codec.tensor_from_infer(request, model.manifest, self._limits)
+            self._known.keep(data, request, model.manifest, wire.shape)
             call.spans.append(Span("decode", start, time.perf_counter()))
-            answer = model.answer(wire, call)
-            return codec.infer_response(request, model.manifest, answer, call.request_id)
+            return self._infer(request.id, model, wire, call)
+
+    def _infer(
+        self, request_id: str, model: ServedModel, wire: npt.NDArray[Any], call: Call
+    ) -> bytes:
+        answer = model.answer(wire, call)
+        return codec.infer_response(request_id, model.manifest, answer, call.request_id)
 
 
 class FirewallService:
@@ -77,6 +103,10 @@ class FirewallService:
     def __init__(self, models: Models, limits: Limits) -> None:
         self._models = models
         self._decoder = Decoder(limits)
+
+    def raw_methods(self) -> Mapping[str, RawMethod]:
+        """All methods, by name."""
+        return message_methods(NATIVE, self)
 
     def Predict(self, request: native.PredictRequest, call: Call) -> Message:  # noqa: N802
         """Screen every row and answer those that pass."""
@@ -152,31 +182,45 @@ class FirewallService:
             )
 
 
-def generic_handler(descriptor: ServiceDescriptor, servicer: object) -> Any:
+def generic_handler(descriptor: ServiceDescriptor, methods: Mapping[str, RawMethod]) -> Any:
     """A gRPC handler of a service whose methods get raw bytes.
 
     We parse ourselves, so that bytes that are no message are INVALID_ARGUMENT and not gRPC's
     INTERNAL.
     """
-    methods: dict[str, Any] = {
-        method.name: grpc.unary_unary_rpc_method_handler(
-            _raw(getattr(servicer, method.name), GetMessageClass(method.input_type))
-        )
+    handlers: dict[str, Any] = {
+        method.name: grpc.unary_unary_rpc_method_handler(methods[method.name])
         for method in descriptor.methods
     }
-    return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+    return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
+
+
+def message_methods(descriptor: ServiceDescriptor, servicer: object) -> dict[str, RawMethod]:
+    """Of a servicer whose methods take a message and answer one; what it lacks is left out."""
+    return {
+        method.name: _raw(getattr(servicer, method.name), GetMessageClass(method.input_type))
+        for method in descriptor.methods
+        if hasattr(servicer, method.name)
+    }
+
+
+def parsed(data: bytes, request_class: type[Request]) -> Request:
+    """A message.
+
+    Raises:
+        InvalidInput: the bytes are none, or hold too many fields.
+
+    """
+    check_fields(data, cast(Descriptor, request_class.DESCRIPTOR))
+    try:
+        return request_class.FromString(data)
+    except DecodeError as error:
+        raise InvalidInput("message", f"is not a {request_class.DESCRIPTOR.full_name}") from error
 
 
 def _raw(method: Any, request_class: type[Message]) -> RawMethod:
     def run(data: bytes, call: Call) -> bytes:
-        check_fields(data, cast(Descriptor, request_class.DESCRIPTOR))
-        try:
-            request = request_class.FromString(data)
-        except DecodeError as error:
-            raise InvalidInput(
-                "message", f"is not a {request_class.DESCRIPTOR.full_name}"
-            ) from error
-        response: Message = method(request, call)
+        response: Message = method(parsed(data, request_class), call)
         return response.SerializeToString()
 
     return run

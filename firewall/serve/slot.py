@@ -9,11 +9,43 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+from firewall.errors import NotFound
 from firewall.serve.runtime import ServedModel
 from firewall.serve.shadow import Shadow
+
+
+class Lease:
+    """A context in which a slot's model stays open. A class, for a generator costs twice as much.
+
+    Every request holds one.
+    """
+
+    __slots__ = ("_model", "_slot", "_version")
+
+    def __init__(self, slot: Slot, version: str = "") -> None:
+        """Nothing is held yet.
+
+        Args:
+            slot: whose live model.
+            version: that it must have; empty asks for none.
+
+        """
+        self._slot, self._version = slot, version
+
+    def __enter__(self) -> ServedModel:
+        """The model; `NotFound` when it has another version."""
+        model = self._model = self._slot.take()
+        if self._version and self._version != model.manifest.version:
+            self._slot.give(model)
+            raise NotFound(
+                f"model_version: {self._version[:64]!r} of {model.name!r} is not served; served: "
+                f"{model.manifest.version}"
+            )
+        return model
+
+    def __exit__(self, *_: object) -> None:
+        self._slot.give(self._model)
 
 
 class Slot:
@@ -42,20 +74,24 @@ class Slot:
         """What is compared with the live model."""
         return self._shadow
 
-    @contextmanager
-    def lease(self) -> Iterator[ServedModel]:
+    def lease(self) -> Lease:
         """The live model, which stays open until the lease ends."""
+        return Lease(self)
+
+    def take(self) -> ServedModel:
+        """The live model, to be given back."""
         with self._lock:
             model = self._live
             self._leases[model] += 1
-        try:
-            yield model
-        finally:
-            with self._lock:
-                self._leases[model] -= 1
-                idle = self._ended(model)
-            if idle:
-                model.close()
+        return model
+
+    def give(self, model: ServedModel) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self._leases[model] -= 1
+            idle = self._ended(model)
+        if idle:
+            model.close()
 
     def swap(self, model: ServedModel) -> None:
         """Let another model answer from now on; the live one is kept for a rollback."""

@@ -23,9 +23,12 @@ def check_fields(data: bytes, descriptor: Descriptor) -> None:
         descriptor: its type, by which sub-messages are told from bytes.
 
     Raises:
-        InvalidInput: too many fields, or bytes that are no message.
+        InvalidInput: too many fields, or bytes that are no message, as far as they were counted.
 
     """
+    if len(data) <= 2 * MOST_FIELDS:
+        # A field takes two bytes at least: there cannot be too many.
+        return
     pending = [(0, len(data), descriptor)]
     count = 0
     while pending:

@@ -2,62 +2,171 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which a message is late: it comes with the headers as a rule.
+_LONG = 0.25
+
+Task = Callable[[], Any]
+
+
+class Handle:
+    """Of a task: gRPC asks for nothing but to be told when it is over."""
+
+    __slots__ = ("_callbacks", "_done", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done = False
+        self._callbacks: list[Callable[[Any], None]] = []
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """As `concurrent.futures.Future.add_done_callback`."""
+        with self._lock:
+            if not self._done:
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def over(self) -> None:
+        """Told by the thread that has done it."""
+        with self._lock:
+            self._done = True
+        for callback in self._callbacks:
+            callback(self)
+
+
+class _Thread(threading.Thread):
+    """Does one task after another; between them it waits to be given the next."""
+
+    def __init__(self, name: str, task: Task, after: Callable[[_Thread], Task | None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._task: Task | None = task
+        self._after = after
+        self._given = threading.Lock()
+        self._given.acquire()
+
+    def give(self, task: Task | None) -> None:
+        """The next task of a thread that waits; None ends it."""
+        self._task = task
+        self._given.release()
+
+    def wait(self) -> Task | None:
+        """Until it is given one."""
+        self._given.acquire()
+        return self._task
+
+    def run(self) -> None:
+        task = self._task
+        while task is not None:
+            try:
+                task()
+            except Exception:
+                # gRPC answers for what its handlers raise: this is neither theirs nor ours.
+                log.exception("a request's thread failed")
+            task = self._after(self)
 
 
 class Workers:
     """A thread pool that knows its backlog. gRPC asks for `submit` and `shutdown` alone.
+
+    Of the threads that wait, the one that has waited least takes the next task: its memory is still
+    in the processor's caches, and a server that is asked little uses few. A task goes to its thread
+    by hand; a queue is there for when all are busy.
 
     gRPC hands a call to the pool when its headers are there, and the thread waits for the message:
     who sends none keeps the thread.
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        """Start none: threads come with the work.
+
+        Args:
+            threads: at most.
+            name: in front of their numbers.
+
+        """
+        self._name = name
         self._threads = threads
         self._lock = threading.Lock()
-        self._waiting = 0
-        self._receiving = 0
-        self._mine = threading.local()
+        self._started = 0
+        self._idle: list[_Thread] = []
+        self._queue: deque[Task] = deque()
+        self._closed = False
+        #: Since when threads wait for a message, the longest first.
+        self._receiving: dict[int, float] = {}
 
     @property
     def waiting(self) -> int:
         """Requests that no thread has taken yet."""
-        return self._waiting
+        return len(self._queue)
 
     @property
     def held_up(self) -> bool:
-        """Whether half of the threads wait for the message of their request."""
-        return self._receiving >= self._threads // 2
+        """Whether half of the threads have waited longer for a message than one takes to come."""
+        half = self._threads // 2
+        if len(self._receiving) < half:
+            return False
+        since = list(self._receiving.values())
+        return len(since) >= half and time.monotonic() - since[max(0, half - 1)] > _LONG
 
     def received(self) -> None:
         """Told by a thread that has its message."""
-        if getattr(self._mine, "receiving", False):
-            self._mine.receiving = False
-            with self._lock:
-                self._receiving -= 1
+        self._receiving.pop(threading.get_ident(), None)
 
-    def submit(self, run: Callable[..., Any], *arguments: Any, **options: Any) -> Future[Any]:
-        """Hand on to the pool."""
-        with self._lock:
-            self._waiting += 1
+    def submit(self, run: Callable[..., Any], *arguments: Any, **options: Any) -> Handle:
+        """Have a thread do it.
 
-        def started() -> Any:
-            with self._lock:
-                self._waiting -= 1
-                self._receiving += 1
-            self._mine.receiving = True
+        Raises:
+            RuntimeError: the pool is shut down.
+
+        """
+        handle = Handle()
+
+        def task() -> None:
+            self._receiving[threading.get_ident()] = time.monotonic()
             try:
-                return run(*arguments, **options)
+                run(*arguments, **options)
             finally:
                 # Also of a call that ended without a message.
                 self.received()
+                handle.over()
 
-        return self._pool.submit(started)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is shut down")
+            if self._idle:
+                self._idle.pop().give(task)
+            elif self._started < self._threads:
+                self._started += 1
+                _Thread(f"{self._name}_{self._started - 1}", task, self._after).start()
+            else:
+                self._queue.append(task)
+        return handle
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As `concurrent.futures.Executor.shutdown`."""
-        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+        """Take no more work, and let threads end when theirs is done. Waits for nothing."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            if cancel_futures:
+                self._queue.clear()
+        for thread in idle:
+            thread.give(None)
+
+    def _after(self, thread: _Thread) -> Task | None:
+        """What a thread does next, when there is something."""
+        with self._lock:
+            if self._queue:
+                return self._queue.popleft()
+            if self._closed:
+                return None
+            self._idle.append(thread)
+        return thread.wait()

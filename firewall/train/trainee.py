@@ -13,7 +13,7 @@ from firewall.train.networks import Cnn
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the processor has instructions of its own for bfloat16."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from firewall.errors import TrainingError
@@ -27,6 +27,8 @@ from firewall.train.gan.networks import DiscriminativeNetwork, GenerativeNetwork
 from firewall.train.gan.normalisation import forget, refer
 from firewall.train.gan.private import PrivateRows
 from firewall.train.gan.spec import GanSpec
+
+Network = TypeVar("Network", bound=nn.Module)
 
 #: D is saturated when real rows are more real than this and generated ones less than its
 #: complement, for so many lines of the log in a row.
@@ -134,6 +136,13 @@ def collapsed(spread: float) -> str:
     )
 
 
+def _channels_last(network: Network) -> Network:
+    """In place; what torch's stubs do not know of."""
+    to: Any = network.to
+    to(memory_format=torch.channels_last)
+    return network
+
+
 class GanGame:
     """Both players, their optimisers, and the averaged generator."""
 
@@ -150,9 +159,8 @@ class GanGame:
         # It stays on the processor, and is copied before the game's own moves away.
         self.averaged = copy.deepcopy(generator).eval().requires_grad_(False)
         # Convolutions of so few channels are a fifth quicker with the channels last.
-        last = torch.channels_last
-        self.generator = generator.to(device, memory_format=last)
-        self.discriminator = discriminator.to(device, memory_format=last)
+        self.generator = _channels_last(generator.to(device))
+        self.discriminator = _channels_last(discriminator.to(device))
         self.data, self.classes, self.spec, self.seed = data, classes, spec, seed
         self.device = torch.device(device)
         self.loss = gan_loss(spec.loss, spec.smoothing)
