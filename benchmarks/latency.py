@@ -41,7 +41,7 @@ from firewall.train.photographs import cat, crops, split, wheel_photographs
 OUT = Path(__file__).parent / "results" / "latency" / "result.json"
 
 
-class _Bare(nn.Module):
+class Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.classifier = EfficientNetLite0()
@@ -152,7 +152,7 @@ def main() -> None:
         bundle = open_bundle(folder / "bundle", {signer.public})
         starts = [start_up(folder / "bundle", signer, folder) for _ in range(5)]
     calibration = Calibration.from_json(bundle.files["calibration.json"])
-    graph = export(_Bare().eval(), {"wire": example(recipe.INPUT, 2)}, ["logits"])
+    graph = export(Bare().eval(), {"wire": example(recipe.INPUT, 2)}, ["logits"])
     torch.set_num_threads(1)
     photographs = split(wheel_photographs())["held-out"]
     pixels, _ = crops(photographs, 24, recipe.SIDE, recipe.SEED + 200)

@@ -77,6 +77,34 @@ async def _closed(target: Target, clients: int, seconds: float) -> Answered:
     return Answered(statuses, spent)
 
 
+async def _closed_http(
+    place: tuple[str, int], path: str, bodies: Sequence[bytes], clients: int, seconds: float
+) -> Answered:
+    statuses: list[str] = []
+    spent: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def ask(number: int) -> None:
+        reader, writer = await asyncio.open_connection(*place)
+        while (start := time.perf_counter()) < end:
+            number += 1
+            body = bodies[number % len(bodies)]
+            head = (
+                f"POST {path} HTTP/1.1\r\nHost: {place[0]}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n"
+            )
+            writer.write(head.encode() + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+            await reader.readexactly(int(length))
+            statuses.append("OK" if b" 200 " in answer[:20] else answer[9:12].decode())
+            spent.append(time.perf_counter() - start)
+        writer.close()
+
+    await asyncio.gather(*(ask(31 * one) for one in range(clients)))
+    return Answered(statuses, spent)
+
+
 async def _open(target: Target, rate: float, seconds: float) -> Answered:
     statuses: list[str] = []
     spent: list[float] = []
@@ -113,6 +141,13 @@ async def _open(target: Target, rate: float, seconds: float) -> Answered:
 def closed(target: Target, clients: int, seconds: float) -> Answered:
     """Clients that ask one after the other; who is refused asks again soon."""
     return asyncio.run(_closed(target, clients, seconds))
+
+
+def closed_http(
+    place: tuple[str, int], path: str, bodies: Sequence[bytes], clients: int, seconds: float
+) -> Answered:
+    """The same over HTTP/1.1, a connection a client, JSON bodies in turn."""
+    return asyncio.run(_closed_http(place, path, bodies, clients, seconds))
 
 
 def opened(target: Target, rate: float, seconds: float) -> Answered:

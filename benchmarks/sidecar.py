@@ -35,7 +35,7 @@ from firewall.client import OpenInferenceClient
 from firewall.errors import Refused
 from firewall.train.steps import write_json
 from firewall.wire import open_inference_pb2 as oip
-from tests.support.peers import PEERS
+from tests.support.peers import PREPARED, peer
 from tests.support.served import Served, served
 
 OUT = Path(__file__).parent / "results" / "sidecar" / "result.json"
@@ -106,7 +106,7 @@ def measured(
     name: str, small: Small, net: Path, folder: Path, pool: Executor, seconds: float
 ) -> dict[str, Any]:
     """One server."""
-    with PEERS[name](net, folder, SHAPE, CLASSES) as address:
+    with peer(name, net, folder, SHAPE, CLASSES) as address:
         url = f"grpc://{address}/peer"
         np.savez(folder / "clean.npz", x=small.clean[:CALIBRATED])
         subprocess.run(
@@ -159,7 +159,7 @@ def compared(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--peers", nargs="+", choices=sorted(PEERS), default=sorted(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=sorted(PREPARED), default=sorted(PREPARED))
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     measured_in = environment(("onnxruntime-gpu", "grpcio", "numpy"))
@@ -171,11 +171,11 @@ def main() -> None:
         net.write_bytes(small.onnx)
         found: dict[str, Any] = {}
         with generators(1, os.sched_getaffinity(0)) as pool:
-            for peer in arguments.peers:
-                place = folder / peer
+            for each in arguments.peers:
+                place = folder / each
                 place.mkdir()
-                found[peer] = measured(peer, small, net, place, pool, arguments.seconds)
-                print(peer, json.dumps(found[peer]), file=sys.stderr)
+                found[each] = measured(each, small, net, place, pool, arguments.seconds)
+                print(each, json.dumps(found[each]), file=sys.stderr)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         arguments.out,

@@ -82,8 +82,8 @@ def small_classifier(folder: Path, data: Path = DATA) -> Small:
     return Small(network, graph, train, clean)
 
 
-def small_bundle(small: Small, folder: Path, signer: Signer) -> Path:
-    """A guard around it, with both tiers; returns its place."""
+def small_bundle(small: Small, folder: Path, signer: Signer, guard: GuardSpec = GUARD) -> Path:
+    """A guard around it, of both tiers when not told otherwise; returns its place."""
     pixels = small.train.x.numpy().transpose(0, 2, 3, 1)
     at = 0
 
@@ -104,7 +104,7 @@ def small_bundle(small: Small, folder: Path, signer: Signer) -> Path:
             threat_model=ThreatModel(norm="linf", radius=0.1, evaluated=()),
         ),
         classifier=small.network,
-        guard_spec=GUARD,
+        guard_spec=guard,
         input_spec=InputSpec(name="image", channels=1, height=28, width=28),
         preprocessing=Preprocessing(resize=28),
         escalation=0.15,

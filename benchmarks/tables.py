@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ PAGES = (
     ROOT / "docs" / "training.md",
     ROOT / "docs" / "generators.md",
     ROOT / "docs" / "operations.md",
+    ROOT / "docs" / "performance.md",
 )
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -320,7 +322,191 @@ def gan_losses() -> list[str]:
     return rows
 
 
+def generated_arms() -> list[str]:
+    """Of both recipes with a generator."""
+    rows = [
+        "| recipe, training images | arm | robust, 95 % | ahead of real only | clean | share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("fashion-gan", "fashion-gan-low-data"):
+        found = result(name)
+        for arm, one in found["arms"].items():
+            ahead = one["ahead_of_real"]
+            low, high = ahead["interval"]
+            rows.append(
+                f"| `{name}`, {found['rows']['train']:,} | {arm} | "
+                f"{percent(one['robust_accuracy'])} ({interval(one['interval'])}) | "
+                + (
+                    "|"
+                    if arm == "real only"
+                    else f"{100 * ahead['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) |"
+                )
+                + f" {percent(one['clean_accuracy'])} | {percent(one['ratio'])} |"
+            )
+    return rows
+
+
+def generated_scores() -> list[str]:
+    rows = [
+        "| recipe | images | Fréchet distance (floor; class means; noise) | precision | recall | "
+        "density | coverage | class agreement | membership AUROC (innocent) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ("fashion-gan", "fashion-gan-low-data"):
+        for arm, one in result(name)["scores"].items():
+            ceilings = one["ceilings"]
+            privacy = one["privacy"]
+            rows.append(
+                f"| `{name}` | {arm} | {one['frechet_distance']:.2f} "
+                f"({one['floor']['frechet_distance']:.2f}; "
+                f"{ceilings['class means']['frechet_distance']:.0f}; "
+                f"{ceilings['noise']['frechet_distance']:.0f}) | {one['precision']:.2f} | "
+                f"{one['recall']:.2f} | {one['density']:.2f} | {one['coverage']:.2f} | "
+                f"{percent(one['class_agreement'])} | {privacy['membership_auroc']:.3f} "
+                f"({privacy['innocent']['membership_auroc']:.3f}) |"
+            )
+    return rows
+
+
+def translation_looks() -> list[str]:
+    found = result("translation")["looks"]
+    rows = ["| images | the classifier of clean ones is right about |", "|---|---|"]
+    rows += [f"| {name} | {percent(value)} |" for name, value in found["accuracy"].items()]
+    errors = found["cycle_error"]
+    return [
+        *rows,
+        "",
+        f"Cycle error (mean absolute, of 1): {errors['clean']:.3f} clean, "
+        f"{errors['photographed']:.3f} photographed.",
+    ]
+
+
+def translation_denoisers() -> list[str]:
+    rows = [
+        "| before the classifier | PSNR clean | PSNR forged | clean | forged without it in mind | "
+        "forged through it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in result("translation")["denoisers"].items():
+        clean = "" if one["psnr_clean"] is None else f"{one['psnr_clean']:.1f} dB"
+        rows.append(
+            f"| {name} | {clean} | {one['psnr_forged']:.1f} dB | "
+            f"{percent(one['clean_accuracy'])} | {percent(one['oblivious'])} | "
+            f"{percent(one['adaptive'])} |"
+        )
+    return rows
+
+
+def serving(job: str) -> list[str]:
+    found = result("serving")[job]
+    counts = [key for key in next(iter(found.values())) if key.isdigit()]
+    rows = [
+        "| server | "
+        + " | ".join(f"{key} client{'s' if key != '1' else ''}: /s, p50, p99 ms" for key in counts)
+        + " | at a steady rate: p50, p99 ms | CPU s per 1,000 | memory MiB | start s |",
+        "|---|" + "---|" * (len(counts) + 4),
+    ]
+    for name, one in found.items():
+        cells = " | ".join(
+            f"{one[key]['per_second']:,.0f}, {one[key]['p50_ms']:.1f}, {one[key]['p99_ms']:.1f}"
+            for key in counts
+        )
+        steady = one.get("open")
+        rows.append(
+            f"| {name} | {cells} | "
+            + ("|" if steady is None else f"{steady['p50_ms']:.1f}, {steady['p99_ms']:.1f} |")
+            + f" {one[counts[-1]]['cpu_seconds_per_1000']:.2f} | {one['memory_mib']:.0f} | "
+            f"{one['start_seconds']:.1f} |"
+        )
+    return rows
+
+
+def serving_ratios() -> list[str]:
+    aims = {
+        "small_guarded_over_best_bare_peer": (
+            "small CNN, all guards, requests a second at 32 clients ÷ best bare peer", "≥ 2.0"),
+        "small_guarded_over_echo": ("the same ÷ raw echo", "≥ 0.75"),
+        "image_guarded_over_bare_p50": (
+            "EfficientNet-Lite0, guarded p50 ÷ bare onnxruntime p50, in one process", "≤ 1.15"),
+        "jpeg_guarded_over_bare_p50": ("the same from JPEG bytes, decoding included", "≤ 1.20"),
+        "memory_over_bare": ("server memory ÷ bare onnxruntime process", "≤ 1.5"),
+        "start_seconds": ("seconds from start to first answer", "≤ 1.5"),
+    }  # fmt: skip
+    found = result("serving")["ratios"]
+    rows = ["| | aim | measured |", "|---|---|---|"]
+    return rows + [f"| {what} | {aim} | {found[key]:.2f} |" for key, (what, aim) in aims.items()]
+
+
+def growth() -> list[str]:
+    found = result("growth")
+    costs = found["cost"]
+    return [
+        "| plugins | " + " | ".join(costs) + " |",
+        "|---|" + "---|" * len(costs),
+        "| mean ÷ bare | "
+        + " | ".join(f"{c['mean_over_bare']:.2f}" for c in costs.values())
+        + " |",
+        "| p50 ÷ bare | " + " | ".join(f"{c['p50_over_bare']:.2f}" for c in costs.values()) + " |",
+    ]
+
+
+def overload() -> list[str]:
+    found = result("overload")
+    offered, ratios = found["offered"], found["ratios"]
+    return [
+        "| | |",
+        "|---|---|",
+        f"| offered | {offered['factor']:.0f} times the best rate "
+        f"({found['best_throughput']:.0f}/s) for {offered['seconds']:.0f} s, "
+        f"{offered['sent']:,} requests |",
+        f"| answered, of the best rate | {percent(ratios['throughput_over_best'])} |",
+        f"| p99 of those, of twice the unloaded p99 and {found['max_wait_seconds']:g} s | "
+        f"{ratios['accepted_p99_over_bound']:.2f} ({found['accepted']['p99_ms']:.0f} ms; "
+        f"unloaded {found['unloaded']['p99_ms']:.0f} ms) |",
+        f"| refused within | p50 {found['refused']['p50_ms']:.1f} ms, p99 "
+        f"{found['refused']['p99_ms']:.1f} ms |",
+        "| statuses | "
+        + ", ".join(f"{key} {value:,}" for key, value in sorted(found["statuses"].items()))
+        + " |",
+    ]
+
+
+def sidecar() -> list[str]:
+    rows = [
+        "| server | clients | bare p50 | guarded p50 | added | guarded ÷ bare, requests a second |",
+        "|---|---|---|---|---|---|",
+    ]
+    every = result("sidecar")["clients"]
+    for name, one in every.items():
+        for clients, found in one.items():
+            rows.append(
+                f"| {name} | {clients} | {found['bare']['p50_ms']:.2f} ms | "
+                f"{found['guarded']['p50_ms']:.2f} ms | {found['added_p50_ms']:.2f} ms | "
+                f"{found['guarded_over_bare_per_second']:.2f} |"
+            )
+    stages = next(iter(every.values()))["1"]["stages_ms"]
+    rows += [
+        "",
+        "| mean ms, one client | " + " | ".join(every) + " |",
+        "|---|" + "---|" * len(every),
+    ]
+    for stage in stages:
+        cells = " | ".join(f"{one['1']['stages_ms'][stage]:.2f}" for one in every.values())
+        rows.append(f"| {stage} | {cells} |")
+    return rows
+
+
 TABLES = {
+    "generated-arms": generated_arms,
+    "generated-scores": generated_scores,
+    "translation-looks": translation_looks,
+    "translation-denoisers": translation_denoisers,
+    "serving-small": partial(serving, "small"),
+    "serving-image": partial(serving, "image"),
+    "serving-ratios": serving_ratios,
+    "growth": growth,
+    "overload": overload,
+    "sidecar": sidecar,
     "false-positives": false_positives,
     "detection": detection,
     "latency": latency,

@@ -10,7 +10,7 @@ import pytest
 
 from firewall.testing import images
 from tests.e2e.test_attack import told
-from tests.support.peers import mlserver
+from tests.support.peers import peer
 from tests.support.tiny import CLASSES, SIDE, write_tiny_onnx
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(1200)]
@@ -23,7 +23,8 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlserver(net, tmp_path_factory.mktemp("peer"), (3, SIDE, SIDE), CLASSES) as found:
+    place = tmp_path_factory.mktemp("peer")
+    with peer("mlserver", net, place, (3, SIDE, SIDE), CLASSES) as found:
         yield found
 
 

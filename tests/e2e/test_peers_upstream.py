@@ -12,21 +12,21 @@ import pytest
 from firewall.bundle.signing import user_signer
 from firewall.client import Client, OpenInferenceClient, Verdict
 from firewall.errors import Refused
-from tests.support.peers import PEERS
+from tests.support.peers import PREPARED, peer
 from tests.support.served import Served, served
 from tests.support.tiny import CLASSES, SIDE, forged, wire, write_tiny_onnx
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(1200)]
 
 
-@pytest.fixture(scope="module", params=sorted(PEERS))
+@pytest.fixture(scope="module", params=sorted(PREPARED))
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Served]]:
     """A server's address, and the firewall in front of it."""
     folder = tmp_path_factory.mktemp(request.param)
     net = write_tiny_onnx(folder / "net.onnx")
-    with PEERS[request.param](net, folder, (3, SIDE, SIDE), CLASSES) as address:
+    with peer(request.param, net, folder, (3, SIDE, SIDE), CLASSES) as address:
         url = f"grpc://{address}/peer"
         np.savez(folder / "clean.npz", x=wire(120, 1))
         done = subprocess.run(

@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -46,69 +47,101 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-@contextmanager
-def mlserver(net: Path, folder: Path, shape: tuple[int, int, int], classes: int) -> Iterator[str]:
-    """MLServer with an ONNX classifier named `peer`; yields its gRPC address."""
-    python = environment("mlserver", "mlserver==1.7.1", "onnxruntime==1.32.0")
-    http, rpc, metrics = free_ports(3)
-    home = folder / "mlserver"
-    (home / "peer").mkdir(parents=True)
-    shutil.copyfile(_MODEL, home / "peer" / "onnx_model.py")
-    settings = {
-        "host": "127.0.0.1",
-        "http_port": http,
-        "grpc_port": rpc,
-        "metrics_port": metrics,
-        "parallel_workers": 0,
-    }
-    (home / "settings.json").write_text(json.dumps(settings))
-    model = {
-        "name": "peer",
-        "implementation": "onnx_model.OnnxModel",
-        "parameters": {"uri": str(net)},
-        "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, *shape]}],
-        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, classes]}],
-    }
-    (home / "peer" / "model-settings.json").write_text(json.dumps(model))
-    with _running(
-        [str(python.parent / "mlserver"), "start", str(home)], home / "peer", rpc
-    ) as peer:
-        yield peer
+@dataclass(frozen=True)
+class Prepared:
+    """A server that can be started: command, folder to start it in, and its gRPC port."""
+
+    command: list[str]
+    folder: Path
+    port: int
+
+
+#: Prepares a server in a folder of its own.
+Prepare = Callable[[Path], Prepared]
+
+
+def prepare_mlserver(net: Path, shape: tuple[int, int, int], classes: int) -> Prepare:
+    """MLServer with an ONNX classifier named `peer`."""
+
+    def prepare(folder: Path) -> Prepared:
+        python = environment("mlserver", "mlserver==1.7.1", "onnxruntime==1.32.0")
+        http, rpc, metrics = free_ports(3)
+        home = folder / "mlserver"
+        (home / "peer").mkdir(parents=True)
+        shutil.copyfile(_MODEL, home / "peer" / "onnx_model.py")
+        settings = {
+            "host": "127.0.0.1",
+            "http_port": http,
+            "grpc_port": rpc,
+            "metrics_port": metrics,
+            "parallel_workers": 0,
+        }
+        (home / "settings.json").write_text(json.dumps(settings))
+        model = {
+            "name": "peer",
+            "implementation": "onnx_model.OnnxModel",
+            "parameters": {"uri": str(net)},
+            "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, *shape]}],
+            "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, classes]}],
+        }
+        (home / "peer" / "model-settings.json").write_text(json.dumps(model))
+        command = [str(python.parent / "mlserver"), "start", str(home)]
+        return Prepared(command, home / "peer", rpc)
+
+    return prepare
+
+
+def prepare_kserve(net: Path, shape: tuple[int, int, int], classes: int) -> Prepare:
+    """KServe's Python server with the same."""
+
+    def prepare(folder: Path) -> Prepared:
+        python = environment("kserve", "kserve==0.21.0", "onnxruntime==1.32.0")
+        http, rpc = free_ports(2)
+        command = [
+            str(python), str(_KSERVE), "--net", str(net), "--shape", *map(str, shape),
+            "--classes", str(classes), "--http_port", str(http), "--grpc_port", str(rpc),
+        ]  # fmt: skip
+        return Prepared(command, folder, rpc)
+
+    return prepare
+
+
+def prepare_triton(net: Path, shape: tuple[int, int, int], classes: int) -> Prepare:
+    """Triton with the same, by way of PyTriton."""
+
+    def prepare(folder: Path) -> Prepared:
+        # Its Triton has a Python of its own, which must be as old as the library that it loads.
+        system = "/usr/bin/python3.11"
+        python = environment(
+            "pytriton", "nvidia-pytriton", "onnxruntime==1.32.0",
+            interpreter=system if Path(system).exists() else sys.executable,
+        )  # fmt: skip
+        http, rpc, metrics = free_ports(3)
+        command = [
+            str(python), str(_PYTRITON), "--net", str(net), "--shape", *map(str, shape),
+            "--classes", str(classes), "--ports", str(http), str(rpc), str(metrics),
+        ]  # fmt: skip
+        return Prepared(command, folder, rpc)
+
+    return prepare
+
+
+#: How to prepare each server, by name.
+PREPARED: dict[str, Callable[[Path, tuple[int, int, int], int], Prepare]] = {
+    "mlserver": prepare_mlserver,
+    "kserve": prepare_kserve,
+    "triton": prepare_triton,
+}
 
 
 @contextmanager
-def kserve(net: Path, folder: Path, shape: tuple[int, int, int], classes: int) -> Iterator[str]:
-    """KServe's Python server with the same; yields its gRPC address."""
-    python = environment("kserve", "kserve==0.21.0", "onnxruntime==1.32.0")
-    http, rpc = free_ports(2)
-    command = [
-        str(python), str(_KSERVE), "--net", str(net), "--shape", *map(str, shape),
-        "--classes", str(classes), "--http_port", str(http), "--grpc_port", str(rpc),
-    ]  # fmt: skip
-    with _running(command, folder, rpc) as peer:
-        yield peer
-
-
-@contextmanager
-def triton(net: Path, folder: Path, shape: tuple[int, int, int], classes: int) -> Iterator[str]:
-    """Triton with the same, by way of PyTriton; yields its gRPC address."""
-    # Its Triton has a Python of its own, which must be as old as the library that it loads.
-    system = "/usr/bin/python3.11"
-    python = environment(
-        "pytriton", "nvidia-pytriton", "onnxruntime==1.32.0",
-        interpreter=system if Path(system).exists() else sys.executable,
-    )  # fmt: skip
-    http, rpc, metrics = free_ports(3)
-    command = [
-        str(python), str(_PYTRITON), "--net", str(net), "--shape", *map(str, shape),
-        "--classes", str(classes), "--ports", str(http), str(rpc), str(metrics),
-    ]  # fmt: skip
-    with _running(command, folder, rpc) as peer:
-        yield peer
-
-
-#: Servers by name.
-PEERS = {"mlserver": mlserver, "kserve": kserve, "triton": triton}
+def peer(
+    name: str, net: Path, folder: Path, shape: tuple[int, int, int], classes: int
+) -> Iterator[str]:
+    """One of them, running; yields its gRPC address."""
+    found = PREPARED[name](net, shape, classes)(folder)
+    with _running(found.command, found.folder, found.port) as address:
+        yield address
 
 
 @contextmanager
