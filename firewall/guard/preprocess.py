@@ -179,7 +179,9 @@ def check_values(wire: npt.NDArray[Any], spec: InputSpec, field: str) -> None:
         part = wire if len(pairs) == 1 else wire.take(channel, axis)
         # Room for rounding on the client's side: a thousandth of the range.
         slack = (high - low) * 1e-3
-        least, greatest = float(part.min()), float(part.max())
+        # The ufuncs themselves: methods of arrays go through Python.
+        least = float(np.minimum.reduce(part, axis=None))
+        greatest = float(np.maximum.reduce(part, axis=None))
         if not (math.isfinite(least) and math.isfinite(greatest)):
             raise InvalidInput(field, "holds NaN or infinity; expected finite values")
         if least < low - slack or greatest > high + slack:

@@ -87,8 +87,7 @@ def test_a_failure_costs_no_thread(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_threads_end_after_the_shutdown() -> None:
-    before = threading.active_count()
-    workers = Workers(4, "t")
+    workers = Workers(4, "ending")
     go = threading.Event()
     done: list[int] = []
     for number in range(6):
@@ -98,7 +97,7 @@ def test_threads_end_after_the_shutdown() -> None:
     with pytest.raises(RuntimeError, match="shut down"):
         workers.submit(go.wait)
     go.set()
-    until(lambda: threading.active_count() == before)
+    until(lambda: not any(one.name.startswith("ending") for one in threading.enumerate()))
     assert sorted(done) == list(range(6))
 
 
