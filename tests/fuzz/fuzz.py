@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of what reads bytes of strangers: requests, and bundles.
 
     pip install atheris
-    python tests/fuzz/fuzz.py codec|bundle [--seconds 600] [--report FILE]
+    python -m tests.fuzz.fuzz codec|bundle [--seconds 600] [--report FILE]
 
 An input that raises anything but an error of ours is a finding: it is kept beside this script as
 `crash-*`, and the exit status is not 0. Begins from good inputs. Not part of the tests: atheris has
@@ -39,6 +39,7 @@ def codec() -> tuple[Callable[[bytes], None], list[bytes]]:
     from firewall.serve.call import Call
     from firewall.serve.codec import Limits
     from firewall.serve.decoder import Decoder
+    from firewall.serve.known_header import KnownHeaders
     from firewall.serve.wire_scan import check_fields
     from firewall.wire import firewall_pb2 as native
     from firewall.wire import open_inference_pb2 as oip
@@ -69,7 +70,13 @@ def codec() -> tuple[Callable[[bytes], None], list[bytes]]:
             raise
         if kind is oip.ModelInferRequest:
             call.name("id", request.id)
-            ours.tensor_from_infer(request, manifest, limits)
+            wire = ours.tensor_from_infer(request, manifest, limits)
+            # What is known of its header must say of it what parsing says.
+            known = KnownHeaders()
+            known.keep(data[1:], request, manifest, wire.shape)
+            found = known.find(data[1:])
+            if found is not None and found.tensor(data[1:]).tobytes() != wire.tobytes():
+                raise AssertionError("a known header reads another tensor")
         elif kind in (native.PredictRequest, native.ScreenRequest):
             call.name("request_id", request.request_id)
             decoder.batch(request.input, manifest, call)
@@ -184,8 +191,11 @@ def main() -> None:
     if arguments.child is not None:
         child(arguments.target, arguments.child)
         return
+    from benchmarks.environment import environment
     from firewall.bundle.signing import Signer
     from tests.support.tiny import build_tiny
+
+    measured_in = environment(("atheris", "protobuf", "pillow"))
 
     with tempfile.TemporaryDirectory() as folder:
         build_tiny(Path(folder) / "tiny", Signer.generate(), rows=40)
@@ -207,7 +217,13 @@ def main() -> None:
     }
     print("\n".join(lines[-12:]), file=sys.stderr)
     if arguments.report:
-        body = {"target": arguments.target, "seconds": arguments.seconds, "exit": done.returncode}
+        body = {
+            "environment": measured_in,
+            "target": arguments.target,
+            "seconds": arguments.seconds,
+            "exit": done.returncode,
+        }
+        arguments.report.parent.mkdir(parents=True, exist_ok=True)
         arguments.report.write_text(json.dumps(body | figures, indent=1) + "\n")
     raise SystemExit(done.returncode)
 
