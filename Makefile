@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types slow peers bench protos clean
+.PHONY: demo test lint types slow peers bench bench-serving bench-generators protos clean
 
 demo: $(VENV)/.demo  ## accept a cat, forge it into an iguana, refuse it
 	$(BIN)/firewall demo
@@ -41,6 +41,18 @@ bench: $(VENV)/.dev  ## measure again, and write the tables of README and model 
 	$(BIN)/python -m benchmarks.malformed
 	$(BIN)/python -m benchmarks.overload
 	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.tables
+
+bench-serving: $(VENV)/.dev  ## minutes: guarded beside other projects' servers without a guard
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.sidecar
+	$(BIN)/python -m benchmarks.tables
+
+bench-generators: $(VENV)/.dev  ## hours: what generated images are worth
+	$(BIN)/python -m benchmarks.generated fashion-gan-low-data
+	$(BIN)/python -m benchmarks.generated fashion-gan
+	$(BIN)/python -m benchmarks.translation
 	$(BIN)/python -m benchmarks.tables
 
 protos: $(VENV)/.dev  ## generate firewall/wire
