@@ -496,7 +496,19 @@ def sidecar() -> list[str]:
     return rows
 
 
+def fuzz() -> list[str]:
+    rows = ["| target | seconds | inputs run | findings |", "|---|---|---|---|"]
+    for target in ("codec", "bundle"):
+        one = result("fuzz", f"{target}.json")
+        rows.append(
+            f"| {target} | {one['seconds']} | {one['number_of_executed_units']:,} | "
+            f"{'none' if one['exit'] == 0 else 'one'} |"
+        )
+    return rows
+
+
 TABLES = {
+    "fuzz": fuzz,
     "generated-arms": generated_arms,
     "generated-scores": generated_scores,
     "translation-looks": translation_looks,

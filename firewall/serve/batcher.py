@@ -162,8 +162,16 @@ class Batcher(Generic[Work, Result]):
             return results[0]
         finally:
             with self._lock:
-                self._row_seconds += 0.2 * ((time.monotonic() - start) / rows - self._row_seconds)
+                self._took((time.monotonic() - start) / rows)
                 self._hand_on()
+
+    def _took(self, row_seconds: float) -> None:
+        """Follow how long a row takes: for how many go together, and how long Overloaded asks
+        clients to stay away. Locked.
+        """
+        if self._row_seconds:
+            row_seconds = self._row_seconds + 0.2 * (row_seconds - self._row_seconds)
+        self._row_seconds = row_seconds
 
     def _hand_on(self) -> None:
         """Give a lane to the oldest that waits, unless that leads in another one. Locked."""
@@ -243,8 +251,7 @@ class Batcher(Generic[Work, Result]):
             error = raised
         seconds = (time.monotonic() - start) / rows
         with self._lock:
-            # A running mean, for the time that Overloaded asks clients to stay away.
-            self._row_seconds += 0.2 * (seconds - self._row_seconds)
+            self._took(seconds)
             for number, item in enumerate(batch):
                 if item.done:
                     continue

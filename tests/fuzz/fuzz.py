@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parents[1] / "benchmarks" / "results" / "fuzz"
 #: Bytes of an input.
 MOST = 1 << 14
 
@@ -185,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("--seconds", type=int, default=600)
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=Path, help="by default among the results")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
@@ -216,15 +217,15 @@ def main() -> None:
         if line.startswith(f"stat::{key}:")
     }
     print("\n".join(lines[-12:]), file=sys.stderr)
-    if arguments.report:
-        body = {
-            "environment": measured_in,
-            "target": arguments.target,
-            "seconds": arguments.seconds,
-            "exit": done.returncode,
-        }
-        arguments.report.parent.mkdir(parents=True, exist_ok=True)
-        arguments.report.write_text(json.dumps(body | figures, indent=1) + "\n")
+    report = arguments.report or RESULTS / f"{arguments.target}.json"
+    body = {
+        "environment": measured_in,
+        "target": arguments.target,
+        "seconds": arguments.seconds,
+        "exit": done.returncode,
+    }
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(body | figures, indent=1) + "\n")
     raise SystemExit(done.returncode)
 
 
