@@ -192,6 +192,46 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path: Path) -> 
     assert (tmp_path / "b" / "log.jsonl").read_text().splitlines() == lines
 
 
+def test_an_epoch_may_be_several_passes(tmp_path: Path) -> None:
+    """As many steps over the same rows, and fewer looks at selection data."""
+
+    class Counting:
+        def __init__(self) -> None:
+            self.rows: list[int] = []
+
+        def __call__(
+            self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator, share: float
+        ) -> Tensor:
+            self.rows.append(len(x))
+            return F.cross_entropy(model(x), y)
+
+    looks: dict[int, int] = {}
+    for passes, epochs in ((1, 4), (2, 2)):
+        objective = Counting()
+        changes = {"phases": (Phase(objective, epochs),), "passes": passes, "gamma": 0.0}
+        log = fit_network(
+            network(), digits(TRAIN), digits(SELECTION), schedule(**changes),
+            tmp_path / f"{passes}", seed=0,
+        )  # fmt: skip
+        looks[passes] = len(log)
+        assert objective.rows == [64] * (4 * (1000 // 64))
+    assert looks == {1: 4, 2: 2}
+
+
+def test_bfloat16_is_left_alone_where_the_processor_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Emulated it takes ten times as long."""
+    x = torch.rand(4, *SHAPE)
+    plain = TrainedNetwork(network())(x)
+    monkeypatch.setattr("firewall.train.trainee.computes_bfloat16", lambda device: False)
+    assert torch.equal(TrainedNetwork(network(), bfloat16=True)(x), plain)
+    monkeypatch.setattr("firewall.train.trainee.computes_bfloat16", lambda device: True)
+    rounded = TrainedNetwork(network(), bfloat16=True)(x)
+    assert not torch.equal(rounded, plain)
+    assert torch.allclose(rounded, plain, atol=0.05)
+
+
 def test_a_network_kept_apart_has_gradients_of_its_own(tmp_path: Path) -> None:
     def fitted(name: str, seed: int, objective: Objective) -> Any:
         net = network(seed)
