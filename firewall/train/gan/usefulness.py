@@ -7,6 +7,7 @@ agreement is measured against.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from firewall.train.objectives import Standard
 _SPEC = NetworkSpec(architecture="cnn", width=16, hidden=64)
 #: Rows of a training step, and of a pass over the test.
 _STEP, _BATCH = 128, 500
+#: Looks at selection data, by which the epoch to keep is chosen.
+_LOOKS = 6
 
 
 def usefulness(
@@ -82,9 +85,11 @@ def _said(
     """[N]: the classes that a network trained on these images gives the test images."""
     shape = (data.x.shape[1], data.x.shape[2], data.x.shape[3])
     network = make_network(_SPEC, shape, classes, seed)
-    epochs = max(1, round(steps * _STEP / len(data)))
-    phases = (Phase(Standard(0.05), epochs),)
-    schedule = Schedule(phases=phases, radius=1 / 255, batch=_STEP, shift=1)
+    every = max(1, round(steps * _STEP / len(data)))
+    # A few looks at selection data: where images are few they take longer than passes do.
+    passes = math.ceil(every / _LOOKS)
+    phases = (Phase(Standard(0.05), math.ceil(every / passes)),)
+    schedule = Schedule(phases=phases, radius=1 / 255, batch=_STEP, shift=1, passes=passes)
     fit_network(network, data, selection, schedule, folder, seed=seed, progress=progress)
     network.eval()
     with torch.no_grad():
