@@ -48,6 +48,8 @@ from firewall.train.steps import Steps, digest, write_json
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS, TESTED = 3, 1000
 STEPS, TARGETED, QUERIES = 50, 20, 500
+#: Steps and passes, at most, of the trainings by which generated images are compared with real ones.
+TRAINED, PASSES = 2000, 15
 REAL, SCREENED = "real only", "GAN, screened"
 #: The seed with which shares are chosen; no arm is measured with it.
 CHOOSING = 1000
@@ -199,14 +201,17 @@ def judged(path: Path, work: Path, made: dict[str, Path]) -> dict[str, Any]:
 
     judge_of = steps.run("judge", {"data": data, "benchmark": own_code()}, fit)
     graph = (judge_of / "extractor.onnx").read_bytes()
+    # After each pass selection data are looked at, which takes longer than a pass over few images.
+    trained = min(TRAINED, PASSES * len(parts["train"]) // 128)
     for arm in (SCREENED, "GAN", "Gaussian"):
         generated = load_generated(made[arm], 0.5, 0.0, classes).images
 
-        def work_on(folder: Path, generated: Images = generated) -> None:
+        def work_on(folder: Path, generated: Images = generated, arm: str = arm) -> None:
             audit(
                 generated, images(parts["train"]), images(parts["selection"]),
                 images(parts["test"]), classes, folder,
-                graph=graph, seed=recipe.seed, progress=say,
+                graph=graph, steps=trained if arm == SCREENED else 0, seed=recipe.seed,
+                progress=say,
             )  # fmt: skip
 
         inputs = {"of": digest(made[arm]), "judge": digest(judge_of), "benchmark": own_code()}
