@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS, TESTED = 3, 1000
 STEPS, TARGETED, QUERIES = 50, 20, 500
 #: Steps and passes, at most, of the trainings that compare generated images with real ones.
-TRAINED, PASSES = 2000, 15
+TRAINED, PASSES = 800, 15
 REAL, SCREENED = "real only", "GAN, screened"
 #: The seed with which shares are chosen; no arm is measured with it.
 CHOOSING = 1000
