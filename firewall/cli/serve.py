@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -325,9 +324,6 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.append(received))
     server.start()
-    # What is there now stays: the collector of cycles need not walk through it again and again.
-    gc.collect()
-    gc.freeze()
     files = _files(models, rollout, policy) if watch else None
     for part in (admin, files):
         if part is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.errors import ConfigError, FirewallError
+from firewall.errors import ConfigError, FirewallError, StageFault
 from firewall.guard.calibration import Calibration, Cascade
 from firewall.guard.compiled import CheapResult, GuardGraphs, log_softmax
 from firewall.guard.policy import Policy
@@ -232,6 +232,12 @@ class LiveGuard:
         start = time.perf_counter()
         try:
             second = self.compiled.expensive(batch.wire, batch.cheap, np.array(rows))
+            width, more = batch.cheap.statistics.shape[1], second.statistics.shape[1]
+            if width + more != len(self.calibration.detectors):
+                raise StageFault(
+                    f"{width} and {more} statistics of the tiers; calibration has "
+                    f"{len(self.calibration.detectors)}"
+                )
         except Exception:
             log.exception("the expensive tier failed on %d rows", len(rows))
             for row in rows:
@@ -239,11 +245,10 @@ class LiveGuard:
             return {}
         finally:
             batch.spans.append(Span("expensive", start, time.perf_counter()))
-        width = batch.cheap.statistics.shape[1]
         sound = finite_rows(second.log_probabilities)
         seen: dict[int, list[float]] = {}
-        for n, (row, more) in enumerate(zip(rows, second.statistics.tolist(), strict=True)):
-            whole = cheap[row] + more
+        for n, (row, found) in enumerate(zip(rows, second.statistics.tolist(), strict=True)):
+            whole = cheap[row] + found
             counted = (whole[place] for place in cascade.rule.places if place >= width)
             if not (sound[n] and all(map(isfinite, counted))):
                 batch.decisions[row] = self._faulted()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -134,7 +133,7 @@ class Policy(BaseModel):
         """Whether `Certify` is answered."""
         return self.outputs == "full" if self.certify is None else self.certify
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that name this policy in the audit log."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]

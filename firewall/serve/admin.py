@@ -154,12 +154,12 @@ class AdminServer:
             ConfigError: the port cannot be bound.
 
         """
-        workers = Workers(_THREADS, "admin")
+        self._workers = Workers(_THREADS, "admin")
         boundary = Boundary(
             frozenset({ADMIN.full_name}),
             metrics,
             lambda: False,
-            workers=workers,
+            workers=self._workers,
             backlog=_BACKLOG,
             max_wait=math.inf,
             side=ThreadPoolExecutor(1, thread_name_prefix="admin-side"),
@@ -169,7 +169,7 @@ class AdminServer:
             secure=credentials is not None,
         )
         self._server = grpc.server(
-            cast(ThreadPoolExecutor, workers),
+            cast(ThreadPoolExecutor, self._workers),
             interceptors=[boundary],
             options=(
                 ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -188,6 +188,7 @@ class AdminServer:
     def stop(self, grace: float = 5.0) -> None:
         """Let running changes end, and free the port."""
         self._server.stop(grace).wait()
+        self._workers.close(grace)
 
 
 def _path(text: str) -> Path:

@@ -1,53 +1,87 @@
-"""The message of a call that may never come."""
+"""The message of a call, which may never come.
+
+gRPC hands a call to a thread when its headers are there, and the thread waits for the message: who
+sends none keeps the thread. As a stream of one message the wait can be ended from outside, so every
+call is taken for one, and one thread looks after all that wait.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from firewall.errors import Cancelled, InvalidInput
 
-#: Seconds between two looks at whether a thread may go on waiting.
+#: Seconds between two looks at who has waited for too long.
 _LOOK = 0.25
 
 
-def arrived(
-    requests: Iterator[Any], context: grpc.ServicerContext, *, patience: Callable[[], float]
-) -> Any:
-    """The one message of a call, or the end of the call.
+class _Wait(NamedTuple):
+    context: grpc.ServicerContext
+    since: float
+    patience: Callable[[], float]
 
-    Args:
-        requests: of the call.
-        context: of the call; cancelled when it waits for too long.
-        patience: seconds that it may wait, as things are now.
 
-    Raises:
-        InvalidInput: the client ended the call without a message.
-        Cancelled: it went away, or the message did not come in time.
+class Arrivals:
+    """Waits for messages, and ends calls whose message does not come."""
 
-    """
-    start = time.monotonic()
-    done = threading.Event()
+    def __init__(self) -> None:
+        """Nobody waits yet."""
+        self._lock = threading.Lock()
+        self._waits: dict[int, _Wait] = {}
+        self._looking = False
 
-    def look() -> None:
-        while not done.wait(_LOOK):
-            if time.monotonic() - start > patience():
-                context.cancel()
-                return
+    def first(
+        self, requests: Iterator[Any], context: grpc.ServicerContext, patience: Callable[[], float]
+    ) -> Any:
+        """The one message of a call, or the end of the call.
 
-    threading.Thread(target=look, name="arrival", daemon=True).start()
-    try:
-        for request in requests:
-            return request
-    except grpc.RpcError as error:
-        raise Cancelled("the message did not come in time") from error
-    except Exception as error:
-        # gRPC raises a bare Exception where the client has gone away.
-        raise Cancelled("the caller went away") from error
-    finally:
-        done.set()
-    raise InvalidInput("message", "is missing; expected one")
+        Args:
+            requests: of the call.
+            context: of the call; cancelled when it waits for too long.
+            patience: seconds that it may wait, as things are now.
+
+        Raises:
+            InvalidInput: the client ended the call without a message.
+            Cancelled: it went away, or the message did not come in time.
+
+        """
+        own = threading.get_ident()
+        self._waits[own] = _Wait(context, time.monotonic(), patience)
+        if not self._looking:
+            self._begin()
+        try:
+            for request in requests:
+                return request
+        except grpc.RpcError as error:
+            raise Cancelled("the message did not come in time") from error
+        except Exception as error:
+            # gRPC raises a bare Exception where the client has gone away.
+            raise Cancelled("the caller went away") from error
+        finally:
+            del self._waits[own]
+        raise InvalidInput("message", "is missing; expected one")
+
+    @property
+    def waiting(self) -> int:
+        """Threads that wait for a message."""
+        return len(self._waits)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._looking:
+                self._looking = True
+                threading.Thread(target=self._look, name="arrivals", daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(_LOOK)
+            now = time.monotonic()
+            # A copy in one step: threads come and go meanwhile.
+            for wait in list(self._waits.values()):
+                if now - wait.since > wait.patience():
+                    wait.context.cancel()

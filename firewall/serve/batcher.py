@@ -247,8 +247,12 @@ class Batcher(Generic[Work, Result]):
             results = self._run([item.work for item in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for a batch of {len(batch)}")
-        except BaseException as raised:
+        except Exception as raised:
             error = raised
+        except BaseException as raised:
+            # Every request of the batch raises it, and would end its thread.
+            error = RuntimeError(f"a stage ended with {type(raised).__name__}")
+            error.__cause__ = raised
         seconds = (time.monotonic() - start) / rows
         with self._lock:
             self._took(seconds)

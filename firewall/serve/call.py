@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 import re
-import secrets
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,17 +14,9 @@ from firewall.guard.span import Span
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}\Z")
 
 
-class RequestIds:
-    """Ids of requests that bring none: 32 hexadecimal digits, of which half are this process's."""
-
-    def __init__(self) -> None:
-        self._own = secrets.token_hex(8)
-        # From anywhere, so that an id does not tell how many there were.
-        self._numbers = itertools.count(secrets.randbits(48))
-
-    def new(self) -> str:
-        """The next one."""
-        return f"{self._own}{next(self._numbers):016x}"
+def new_request_id() -> str:
+    """Of a request that brings none: 32 random hexadecimal digits."""
+    return os.urandom(16).hex()
 
 
 @dataclass(slots=True)
@@ -67,7 +57,7 @@ class Call:
     def local(cls, timeout: float | None = None) -> Call:
         """A call from this process."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return cls(uuid.uuid4().hex, "local", deadline, lambda _: True)
+        return cls(new_request_id(), "local", deadline, lambda _: True)
 
     def name(self, field: str, request_id: str) -> None:
         """Take the client's id, if it gave one.

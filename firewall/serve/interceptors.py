@@ -14,8 +14,8 @@ import grpc
 
 from firewall.errors import InvalidInput, NotReady, Overloaded
 from firewall.serve.admission import Admission
-from firewall.serve.arrival import arrived
-from firewall.serve.call import Call, RequestIds
+from firewall.serve.arrival import Arrivals
+from firewall.serve.call import Call, new_request_id
 from firewall.serve.identity import Names
 from firewall.serve.metrics import Metrics
 from firewall.serve.pace import Pace
@@ -32,17 +32,15 @@ _HURRY, _PATIENCE = 0.5, 30.0
 
 @dataclass(frozen=True)
 class _Wrapped:
-    """A method's handlers.
+    """A method's handlers. Both take a stream, of which one message is read.
 
     Attributes:
-        plain: as a rule.
-        patient: takes a stream, whose thread can be had back from who sends nothing. Costs more.
-        refusing: takes a stream, of which nothing is read: nothing has to arrive to be refused.
+        answering: as a rule.
+        refusing: of the stream nothing is read: nothing has to arrive to be refused.
 
     """
 
-    plain: grpc.RpcMethodHandler[Any, Any]
-    patient: grpc.RpcMethodHandler[Any, Any]
+    answering: grpc.RpcMethodHandler[Any, Any]
     refusing: grpc.RpcMethodHandler[Any, Any]
 
 
@@ -71,7 +69,7 @@ class Boundary(grpc.ServerInterceptor):
         secure: bool = False,
     ) -> None:
         self._tracer, self._secure = tracer, secure
-        self._ids = RequestIds()
+        self._arrivals = Arrivals()
         #: By path, the methods that were asked for so far.
         self._wrapped: dict[str, _Wrapped] = {}
         self._identity, self._admission = identity, admission
@@ -117,33 +115,27 @@ class Boundary(grpc.ServerInterceptor):
         waiting = self._workers.waiting
         if waiting and (waiting >= self._backlog or self._pace.wait(waiting) > self._max_wait):
             return wrapped.refusing
-        return wrapped.patient if self._workers.held_up else wrapped.plain
+        return wrapped.answering
 
     def _wrap(self, service: str, method: str, run: RawMethod) -> _Wrapped:
         """Every way in which a method can be answered, made once."""
 
-        def behave(request: bytes, context: grpc.ServicerContext) -> bytes:
-            self._workers.received()
-            return self._call(service, method, run, request, context)
-
-        def wait(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            self._workers.received()
-            receive = partial(arrived, requests, context, patience=self._patience)
+        def behave(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            receive = partial(self._arrivals.first, requests, context, self._patience)
             return self._call(service, method, run, receive, context)
 
         def turn_away(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            return self._call(service, method, self._refuse, b"", context, refused=True)
+            return self._call(service, method, self._refuse, bytes, context, refused=True)
 
         turn_away.experimental_thread_pool = self._side  # type: ignore[attr-defined]
         return _Wrapped(
-            plain=grpc.unary_unary_rpc_method_handler(behave),
-            patient=grpc.stream_unary_rpc_method_handler(wait),
+            answering=grpc.stream_unary_rpc_method_handler(behave),
             refusing=grpc.stream_unary_rpc_method_handler(turn_away),
         )
 
     def _patience(self) -> float:
         """Seconds that a thread may wait for a message."""
-        return _HURRY if self._workers.waiting else _PATIENCE
+        return _HURRY if self._workers.waiting or self._draining() else _PATIENCE
 
     def _refuse(self, request: bytes, call: Call) -> bytes:
         waiting = self._workers.waiting
@@ -157,7 +149,7 @@ class Boundary(grpc.ServerInterceptor):
         if handler.unary_unary is not None:
 
             def check(requests: Iterator[Any], context: Any, inner: Any = handler) -> Any:
-                request = arrived(requests, context, patience=lambda: _HURRY)
+                request = self._arrivals.first(requests, context, lambda: _HURRY)
                 return inner.unary_unary(request, context)
 
             check.experimental_thread_pool = self._side  # type: ignore[attr-defined]
@@ -181,7 +173,7 @@ class Boundary(grpc.ServerInterceptor):
         service: str,
         method: str,
         run: RawMethod,
-        request: bytes | Callable[[], bytes],
+        receive: Callable[[], bytes],
         context: grpc.ServicerContext,
         *,
         refused: bool = False,
@@ -204,7 +196,7 @@ class Boundary(grpc.ServerInterceptor):
             if self._draining():
                 raise NotReady("the server is shutting down")
             with self._admission.enter(call.client):
-                answer = run(request if isinstance(request, bytes) else request(), call)
+                answer = run(receive(), call)
         except Exception as error:
             failure = self._status(error, call.request_id)
         finally:
@@ -225,7 +217,7 @@ class Boundary(grpc.ServerInterceptor):
         remaining = context.time_remaining()
         # Without a deadline, gRPC says None or a number of years.
         deadline = None if remaining is None or remaining > 1e7 else time.monotonic() + remaining
-        return Call(self._ids.new(), "unknown", deadline, context.add_callback, context.is_active)
+        return Call(new_request_id(), "unknown", deadline, context.add_callback, context.is_active)
 
 
 def _name(call: Call, value: str | bytes) -> None:

@@ -41,6 +41,8 @@ _FOLLOW = 0.5
 _QUIET = 0.2
 #: Seconds for which new requests are turned away, at most, once running ones have ended.
 _LINGER = 2.0
+#: Seconds for threads whose call is over, at most.
+_LAST = 5.0
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class Server:
                 # A second more for answers that are on their way out.
                 self._server.stop(min(1.0, self._settings.grace)).wait()
                 break
+        self._workers.close(_LAST)
         self._http.close()
         self._models.close()
 

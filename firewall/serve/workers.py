@@ -11,9 +11,6 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a message is late: it comes with the headers as a rule.
-_LONG = 0.25
-
 Task = Callable[[], Any]
 
 
@@ -61,16 +58,20 @@ class _Thread(threading.Thread):
     def wait(self) -> Task | None:
         """Until it is given one."""
         self._given.acquire()
-        return self._task
+        task, self._task = self._task, None
+        return task
 
     def run(self) -> None:
-        task = self._task
+        task, self._task = self._task, None
         while task is not None:
             try:
                 task()
-            except Exception:
-                # gRPC answers for what its handlers raise: this is neither theirs nor ours.
+            except BaseException:
+                # gRPC answers for what its handlers raise; this is neither theirs nor ours, and
+                # the thread is still needed.
                 log.exception("a request's thread failed")
+            # Nothing of a call that has ended stays while the thread sleeps.
+            task = None
             task = self._after(self)
 
 
@@ -80,9 +81,6 @@ class Workers:
     Of the threads that wait, the one that has waited least takes the next task: its memory is still
     in the processor's caches, and a server that is asked little uses few. A task goes to its thread
     by hand; a queue is there for when all are busy.
-
-    gRPC hands a call to the pool when its headers are there, and the thread waits for the message:
-    who sends none keeps the thread.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -96,30 +94,15 @@ class Workers:
         self._name = name
         self._threads = threads
         self._lock = threading.Lock()
-        self._started = 0
+        self._all: list[_Thread] = []
         self._idle: list[_Thread] = []
         self._queue: deque[Task] = deque()
         self._closed = False
-        #: Since when threads wait for a message, the longest first.
-        self._receiving: dict[int, float] = {}
 
     @property
     def waiting(self) -> int:
         """Requests that no thread has taken yet."""
         return len(self._queue)
-
-    @property
-    def held_up(self) -> bool:
-        """Whether half of the threads have waited longer for a message than one takes to come."""
-        half = self._threads // 2
-        if len(self._receiving) < half:
-            return False
-        since = list(self._receiving.values())
-        return len(since) >= half and time.monotonic() - since[max(0, half - 1)] > _LONG
-
-    def received(self) -> None:
-        """Told by a thread that has its message."""
-        self._receiving.pop(threading.get_ident(), None)
 
     def submit(self, run: Callable[..., Any], *arguments: Any, **options: Any) -> Handle:
         """Have a thread do it.
@@ -131,12 +114,9 @@ class Workers:
         handle = Handle()
 
         def task() -> None:
-            self._receiving[threading.get_ident()] = time.monotonic()
             try:
                 run(*arguments, **options)
             finally:
-                # Also of a call that ended without a message.
-                self.received()
                 handle.over()
 
         with self._lock:
@@ -144,12 +124,21 @@ class Workers:
                 raise RuntimeError("the pool is shut down")
             if self._idle:
                 self._idle.pop().give(task)
-            elif self._started < self._threads:
-                self._started += 1
-                _Thread(f"{self._name}_{self._started - 1}", task, self._after).start()
-            else:
+            elif len(self._all) >= self._threads or not self._begin(task):
                 self._queue.append(task)
         return handle
+
+    def _begin(self, task: Task) -> bool:
+        """Start a thread, unless the system has none to give and others are there. Locked."""
+        thread = _Thread(f"{self._name}_{len(self._all)}", task, self._after)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._all:
+                raise
+            return False
+        self._all.append(thread)
+        return True
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work, and let threads end when theirs is done. Waits for nothing."""
@@ -160,6 +149,15 @@ class Workers:
                 self._queue.clear()
         for thread in idle:
             thread.give(None)
+
+    def close(self, timeout: float) -> None:
+        """Shut down, and wait for threads that still work, for at most some seconds: one that is
+        within onnxruntime when the interpreter ends would end the process by a signal.
+        """
+        self.shutdown()
+        end = time.monotonic() + timeout
+        for thread in self._all:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _after(self, thread: _Thread) -> Task | None:
         """What a thread does next, when there is something."""

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from firewall.bundle.signing import Signer
 from firewall.client import Client
+from firewall.errors import Overloaded
 from tests.support.served import Served, served
 from tests.support.tiny import wire
 
+#: Of the server.
+THREADS = 32
 PREDICT, HEALTH = "/firewall.v1.FirewallService/Predict", "/grpc.health.v1.Health/Check"
 
 
@@ -31,6 +38,7 @@ class HalfSent:
 
     def __init__(self, address: str) -> None:
         self._over = threading.Event()
+        self._calls: list[Any] = []
         self._channels = [
             grpc.insecure_channel(address, (("grpc.use_local_subchannel_pool", 1),))
             for _ in range(4)
@@ -39,7 +47,13 @@ class HalfSent:
     def begin(self, method: str, count: int) -> None:
         for number in range(count):
             channel = self._channels[number % len(self._channels)]
-            channel.stream_unary(method).future(_nothing(self._over))
+            # One that nobody holds is cancelled.
+            self._calls.append(channel.stream_unary(method).future(_nothing(self._over)))
+
+    @property
+    def open(self) -> int:
+        """Calls that have not ended."""
+        return sum(not call.done() for call in self._calls)
 
     def close(self) -> None:
         self._over.set()
@@ -59,6 +73,18 @@ def half_sent(server: Served) -> Iterator[HalfSent]:
     one.close()
 
 
+def started(server: Served) -> float:
+    """Calls of Predict that a thread has begun."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as page:
+        families = text_string_to_metric_families(page.read().decode())
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "grpc_server_started_total" and sample.labels["grpc_method"] == "Predict"
+    )
+
+
 def settled(server: Served) -> bool:
     """Whether a request is answered well before any patience is over."""
     with Client(server.address, timeout=10) as client:
@@ -66,9 +92,29 @@ def settled(server: Served) -> bool:
 
 
 def test_they_keep_no_thread_from_others(server: Served, half_sent: HalfSent) -> None:
+    before = started(server)
     half_sent.begin(PREDICT, 200)
+    for _ in range(200):
+        if started(server) - before >= THREADS:
+            break
+        time.sleep(0.02)
+    # Every thread waits for a message that does not come, and others wait for a thread.
+    assert started(server) - before >= THREADS
+    assert half_sent.open > THREADS
+    refused = 0
+    for _ in range(100):
+        try:
+            assert settled(server)
+            break
+        except Overloaded as error:
+            # As long as the queue is full of them; a client comes again when it was told to.
+            refused += 1
+            time.sleep(error.retry_after)
+    else:
+        raise AssertionError(f"refused {refused} times")
     for _ in range(20):
         assert settled(server)
+    assert half_sent.open < THREADS
 
 
 def test_nor_from_health(server: Served, half_sent: HalfSent) -> None:

@@ -56,9 +56,31 @@ def test_what_waits_is_run_together_and_in_order() -> None:
         for number in range(1, 6):
             futures.append(pool.submit(one.submit, number, 1, Call.local()))
             waiting(one, number)
+        # Rows of a twentieth of a second: of quick ones more would go together.
+        time.sleep(0.05)
         gate.open.set()
         assert [future.result(5) for future in futures] == [0, -1, -2, -3, -4, -5]
     assert gate.batches == [[0], [1, 2, 3], [4, 5]]
+
+
+def test_quick_rows_go_together_in_greater_numbers() -> None:
+    gate = Gate()
+    one = batcher(gate, batch_rows=3, queue_rows=100)
+    gate.open.set()
+    for number in range(100):
+        one.submit(number, 1, Call.local())
+    gate.open.clear()
+    gate.entered.clear()
+    with ThreadPoolExecutor(12) as pool:
+        futures = [pool.submit(one.submit, 0, 1, Call.local())]
+        assert gate.entered.wait(5)
+        for number in range(1, 11):
+            futures.append(pool.submit(one.submit, number, 1, Call.local()))
+            waiting(one, number)
+        gate.open.set()
+        assert [future.result(5) for future in futures] == [-number for number in range(11)]
+    # As many as the latest rows allow; in any case no longer one by one.
+    assert len(gate.batches[100:]) <= 5
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:

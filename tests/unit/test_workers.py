@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -101,19 +103,47 @@ def test_threads_end_after_the_shutdown() -> None:
     assert sorted(done) == list(range(6))
 
 
-def test_it_is_held_up_once_half_have_waited_long() -> None:
-    workers = Workers(4, "t")
-    go = threading.Event()
+@pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt])
+def test_whatever_a_task_raises_its_thread_stays(
+    raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    workers = Workers(1, "t")
 
-    def receive() -> None:
-        go.wait(10)
-        workers.received()
+    def fail() -> None:
+        raise raised
 
-    for _ in range(2):
-        workers.submit(receive)
-    until(lambda: len(workers._receiving) == 2)
-    assert not workers.held_up
-    until(lambda: workers.held_up)
-    go.set()
-    until(lambda: not workers.held_up)
+    for _ in range(3):
+        workers.submit(fail)
+    done = threading.Event()
+    workers.submit(done.set)
+    assert done.wait(5)
     workers.shutdown()
+
+
+def test_nothing_of_a_task_stays_while_its_thread_sleeps() -> None:
+    class Held:
+        pass
+
+    workers = Workers(1, "t")
+    held = Held()
+    there = weakref.ref(held)
+    workers.submit(lambda one: None, held)
+    until(lambda: bool(workers._idle))
+    del held
+    gc.collect()
+    assert there() is None
+    workers.shutdown()
+
+
+def test_closing_waits_for_what_runs_and_no_longer_than_told() -> None:
+    workers = Workers(2, "t")
+    go, done = threading.Event(), threading.Event()
+    workers.submit(lambda: (go.wait(10), done.set()))
+    begun = time.monotonic()
+    workers.close(0.1)
+    assert time.monotonic() - begun < 5
+    assert not done.is_set()
+    go.set()
+    workers.close(5)
+    assert done.is_set()
+    assert not any(thread.is_alive() for thread in workers._all)
