@@ -95,6 +95,11 @@ class Batcher(Generic[Work, Result]):
         self._row_seconds = 0.0
 
     @property
+    def backlog_seconds(self) -> float:
+        """How long the rows that wait now will take, as far as those before them tell."""
+        return self._queued * self._row_seconds / self._lanes
+
+    @property
     def queued_rows(self) -> int:
         """Rows that wait now."""
         return self._queued

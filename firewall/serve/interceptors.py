@@ -67,6 +67,7 @@ class Boundary(grpc.ServerInterceptor):
         status: Callable[[Exception, str], Status] = to_status,
         tracer: Tracer | None = None,
         secure: bool = False,
+        behind: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._tracer, self._secure = tracer, secure
         self._arrivals = Arrivals()
@@ -78,7 +79,7 @@ class Boundary(grpc.ServerInterceptor):
         self._metrics = metrics
         self._draining = draining
         self._workers = workers
-        self._backlog, self._max_wait = backlog, max_wait
+        self._backlog, self._max_wait, self._behind = backlog, max_wait, behind
         self._pace = Pace()
         self._side = side
         self._lock = threading.Lock()
@@ -113,7 +114,7 @@ class Boundary(grpc.ServerInterceptor):
             wrapped = self._wrapped[path] = self._wrap(service, method, handler.unary_unary)
         self._last_arrival = time.monotonic()
         waiting = self._workers.waiting
-        if waiting and (waiting >= self._backlog or self._pace.wait(waiting) > self._max_wait):
+        if waiting >= self._backlog or self._wait(waiting) > self._max_wait:
             return wrapped.refusing
         return wrapped.answering
 
@@ -133,6 +134,10 @@ class Boundary(grpc.ServerInterceptor):
             refusing=grpc.stream_unary_rpc_method_handler(turn_away),
         )
 
+    def _wait(self, waiting: int) -> float:
+        """Seconds that a request which comes now would wait: for a thread, and for the guard."""
+        return self._pace.wait(waiting) + self._behind()
+
     def _patience(self) -> float:
         """Seconds that a thread may wait for a message."""
         return _HURRY if self._workers.waiting or self._draining() else _PATIENCE
@@ -141,7 +146,7 @@ class Boundary(grpc.ServerInterceptor):
         waiting = self._workers.waiting
         raise Overloaded(
             f"the queue is full: {waiting} requests wait",
-            retry_after=min(10.0, max(0.1, self._pace.wait(waiting))),
+            retry_after=min(10.0, max(0.1, self._wait(waiting))),
         )
 
     def _aside(self, handler: Any) -> Any:

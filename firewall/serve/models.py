@@ -24,6 +24,11 @@ class Models:
         """Whether every model has passed its self-test."""
         return all(slot.live.ready for slot in self)
 
+    @property
+    def backlog_seconds(self) -> float:
+        """How long the rows that wait for any of the guards will take: they share the machine."""
+        return sum(slot.live.backlog_seconds for slot in self)
+
     def slot(self, name: str, *, default: bool = False) -> Slot:
         """What is served under a name.
 

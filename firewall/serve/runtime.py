@@ -305,6 +305,11 @@ class ServedModel:
             self.watch.start()
 
     @property
+    def backlog_seconds(self) -> float:
+        """How long the rows that wait for the guard will take."""
+        return self._batcher.backlog_seconds
+
+    @property
     def remote(self) -> bool:
         """Whether its classifier is elsewhere, and may come and go."""
         return self.watch is not None

@@ -56,8 +56,8 @@ class Settings:
         max_message: bytes of one message, both ways.
         threads: requests that are handled at a time.
         backlog: requests that may wait for a thread; more are refused.
-        max_wait: seconds that a request may wait for a thread, as far as can be foreseen; one that
-            would wait longer is refused.
+        max_wait: seconds that a request may wait for a thread and for the guard, as far as can be
+            foreseen; one that would wait longer is refused.
         side_threads: for health, reflection and refusals.
         grace: seconds that running requests get when the server stops.
         limits: what one request may hold.
@@ -116,6 +116,7 @@ class Server:
             workers=self._workers,
             backlog=settings.backlog,
             max_wait=settings.max_wait,
+            behind=lambda: models.backlog_seconds,
             side=ThreadPoolExecutor(settings.side_threads, thread_name_prefix="side"),
             identity=settings.identity,
             admission=Admission(
