@@ -84,6 +84,8 @@ class Boundary(grpc.ServerInterceptor):
         self._side = side
         self._lock = threading.Lock()
         self._running = 0
+        #: Of these, those that are not refused for want of room.
+        self._answering = 0
         self._last_arrival = 0.0
 
     @property
@@ -135,8 +137,13 @@ class Boundary(grpc.ServerInterceptor):
         )
 
     def _wait(self, waiting: int) -> float:
-        """Seconds that a request which comes now would wait: for a thread, and for the guard."""
-        return self._pace.wait(waiting) + self._behind()
+        """Seconds that a request which comes now would take: all that are here end before it, at
+        the pace at which requests have ended while others waited.
+        """
+        behind = self._behind()
+        if not waiting and not behind:
+            return 0.0
+        return max(behind, self._pace.wait(waiting + self._answering))
 
     def _patience(self) -> float:
         """Seconds that a thread may wait for a message."""
@@ -189,6 +196,7 @@ class Boundary(grpc.ServerInterceptor):
         failure, trace = None, None
         with self._lock:
             self._running += 1
+            self._answering += not refused
         try:
             metadata = dict(context.invocation_metadata())
             if self._tracer is not None:
@@ -207,8 +215,10 @@ class Boundary(grpc.ServerInterceptor):
         finally:
             with self._lock:
                 self._running -= 1
+                self._answering -= not refused
             if not refused:
-                self._pace.ended(self._workers.waiting, time.monotonic())
+                busy = self._workers.waiting > 0 or self._behind() > 0
+                self._pace.ended(busy, time.monotonic())
         code = "OK" if failure is None else failure.code.name
         self._metrics.handled(service, method, code, time.perf_counter() - start)
         if trace is not None:

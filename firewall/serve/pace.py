@@ -19,16 +19,16 @@ class Pace:
         self._last: float | None = None
         self._mean: float | None = None
 
-    def ended(self, waiting: int, now: float) -> None:
+    def ended(self, busy: bool, now: float) -> None:
         """A request ended.
 
         Args:
-            waiting: requests that wait at that moment.
+            busy: whether others wait at that moment.
             now: seconds, on a monotonic clock.
 
         """
         with self._lock:
-            last, self._last = self._last, now if waiting else None
+            last, self._last = self._last, now if busy else None
             if last is None:
                 return
             interval = now - last
@@ -37,6 +37,6 @@ class Pace:
             else:
                 self._mean += _WEIGHT * (interval - self._mean)
 
-    def wait(self, waiting: int) -> float:
-        """Seconds until a request that comes now would be begun; 0 while nothing is known."""
-        return waiting * (self._mean or 0.0)
+    def wait(self, ahead: int) -> float:
+        """Seconds until so many have ended; 0 while nothing is known."""
+        return ahead * (self._mean or 0.0)
