@@ -28,6 +28,9 @@ RawMethod = Callable[[bytes, Call], bytes]
 #: Seconds for which a thread waits for a message once many do: when requests wait for a thread, and
 #: when none does.
 _HURRY, _PATIENCE = 0.5, 30.0
+#: How much longer than the pace tells a request may take: its own batch has to end as well, and it
+#: is not the mean request that is to be in time.
+_SPREAD = 1.6
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Boundary(grpc.ServerInterceptor):
         behind = self._behind()
         if not waiting and not behind:
             return 0.0
-        return max(behind, self._pace.wait(waiting + self._answering))
+        return max(behind, _SPREAD * self._pace.wait(waiting + self._answering))
 
     def _patience(self) -> float:
         """Seconds that a thread may wait for a message."""
