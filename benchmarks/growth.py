@@ -25,7 +25,7 @@ from benchmarks.small import small_bundle, small_classifier
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
 from firewall.guard.calibration import Calibration
-from firewall.guard.compiled import CompiledGuard
+from firewall.guard.compiled import CompiledGuard, open_session
 from firewall.guard.live import LiveGuard
 from firewall.guard.policy import Policy
 from firewall.guard.spec import GuardSpec, StageSpec
@@ -115,9 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = small_classifier(folder)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        bare = ort.InferenceSession(small.onnx, options, providers=["CPUExecutionProvider"])
+        bare = open_session("bare.onnx", small.onnx, 1, "cpu")
         rows = [np.ascontiguousarray(one[None]) for one in small.clean[2000:3000]]
         for count in COUNTS:
             path = small_bundle(

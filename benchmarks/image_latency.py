@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from PIL import Image
 
@@ -18,7 +17,7 @@ from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
 from firewall.guard.calibration import Calibration
 from firewall.guard.compile import example, export
-from firewall.guard.compiled import CompiledGuard
+from firewall.guard.compiled import CompiledGuard, open_session
 from firewall.guard.live import LiveGuard
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import decode_image, to_wire
@@ -48,12 +47,7 @@ def in_process(folder: Path) -> tuple[list[dict[str, Any]], Path]:
     calibration = Calibration.from_json(bundle.files["calibration.json"])
     found = []
     for threads in (1, 2):
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        bare = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        bare = open_session("bare.onnx", graph, threads, "cpu")
         guard = LiveGuard(
             CompiledGuard(bundle.files, threads=threads), calibration, Policy(), model="m",
             log_outputs=True,

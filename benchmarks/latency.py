@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from firewall.bundle.store import open_bundle
 from firewall.client import Client
 from firewall.guard.calibration import Calibration
 from firewall.guard.compile import example, export
-from firewall.guard.compiled import CompiledGuard
+from firewall.guard.compiled import CompiledGuard, open_session
 from firewall.guard.live import LiveGuard
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import to_wire
@@ -68,12 +67,7 @@ def paired(
     requests: int,
 ) -> dict[str, Any]:
     """Bare and guarded in turn; which of the two goes first alternates."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    bare = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    bare = open_session("bare.onnx", graph, threads, "cpu")
     guard = LiveGuard(
         CompiledGuard(files, threads=threads), calibration, Policy(), model="m", log_outputs=True
     )

@@ -1,8 +1,7 @@
 """A decision rule for one row at a time, in plain Python.
 
-A server decides about one row or a few. There numpy costs microseconds a call, whatever it
-computes; a search in a sorted list costs a fraction of one. Bit for bit the rule of the `Cascade`
-that makes it: the same tables, added in the same order.
+A server decides about one row or a few, where calling numpy costs more than what it computes. Bit
+for bit the rule of the `Cascade` that makes it: the same tables, added in the same order.
 """
 
 from __future__ import annotations

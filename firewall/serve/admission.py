@@ -29,7 +29,7 @@ class _Client:
 
 
 class Held:
-    """A place of a client, while it lasts. A class, for a generator costs twice as much."""
+    """A place of a client, while it lasts."""
 
     __slots__ = ("_admission", "_client", "_place")
 

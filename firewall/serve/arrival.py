@@ -66,11 +66,6 @@ class Arrivals:
             del self._waits[own]
         raise InvalidInput("message", "is missing; expected one")
 
-    @property
-    def waiting(self) -> int:
-        """Threads that wait for a message."""
-        return len(self._waits)
-
     def _begin(self) -> None:
         with self._lock:
             if not self._looking:

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class _Latch:
-    """What one thread waits on: a bare lock, a third of what a `threading.Event` costs."""
+    """What one thread waits on: a bare lock, which is what `threading.Event` is made of."""
 
     __slots__ = ("_lock",)
 
@@ -160,15 +160,27 @@ class Batcher(Generic[Work, Result]):
         """Run what found an idle guard, which need not be queued."""
         start = time.monotonic()
         try:
-            self._observe(rows, 0.0)
-            results = self._run([work])
-            if len(results) != 1:
-                raise RuntimeError(f"{len(results)} results for a batch of 1")
-            return results[0]
+            [result] = self._results([work], rows, 0.0)
+            return result
         finally:
             with self._lock:
                 self._took((time.monotonic() - start) / rows)
                 self._hand_on()
+
+    def _results(self, work: list[Work], rows: int, waited: float) -> list[Result]:
+        """One for each piece of work, or an `Exception`: gRPC answers for no other, and the call
+        would stay open.
+        """
+        try:
+            self._observe(rows, waited)
+            results = self._run(work)
+        except Exception:
+            raise
+        except BaseException as raised:
+            raise RuntimeError(f"a stage ended with {type(raised).__name__}") from raised
+        if len(results) != len(work):
+            raise RuntimeError(f"{len(results)} results for a batch of {len(work)}")
+        return results
 
     def _took(self, row_seconds: float) -> None:
         """Follow how long a row takes: for how many go together, and how long Overloaded asks
@@ -245,19 +257,13 @@ class Batcher(Generic[Work, Result]):
     def _work(self, batch: list[_Item[Work, Result]]) -> None:
         start = time.monotonic()
         rows = sum(item.rows for item in batch)
-        error: BaseException | None = None
+        error: Exception | None = None
         results: list[Result] = []
         try:
-            self._observe(rows, start - batch[0].queued)
-            results = self._run([item.work for item in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for a batch of {len(batch)}")
+            work = [item.work for item in batch]
+            results = self._results(work, rows, start - batch[0].queued)
         except Exception as raised:
             error = raised
-        except BaseException as raised:
-            # Every request of the batch raises it, and would end its thread.
-            error = RuntimeError(f"a stage ended with {type(raised).__name__}")
-            error.__cause__ = raised
         seconds = (time.monotonic() - start) / rows
         with self._lock:
             self._took(seconds)

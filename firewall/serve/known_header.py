@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.descriptor import Descriptor
 
 from firewall.bundle.manifest import Manifest
 from firewall.guard.preprocess import NUMPY_DTYPES, check_values
+from firewall.serve.wire_scan import varint
 from firewall.wire import open_inference_pb2 as oip
 
 #: Headers that are kept, and those of one length that are looked through.
@@ -24,6 +26,7 @@ _KEPT, _OF_A_LENGTH = 256, 4
 _LONGEST = 1024
 #: `raw_input_contents`: field 7, length-delimited.
 _RAW = 7 << 3 | 2
+_KIND = cast(Descriptor, oip.ModelInferRequest.DESCRIPTOR)
 
 
 @dataclass(frozen=True)
@@ -115,27 +118,15 @@ def _begins_tensor(data: bytes, start: int) -> bool:
     """
     place = 0
     while place < start:
-        tag, place = _varint(data, place)
+        tag, place = varint(data, place, len(data), _KIND)
         kind = tag & 7
         if kind == 0:
-            _, place = _varint(data, place)
+            _, place = varint(data, place, len(data), _KIND)
         elif kind == 2:
-            size, place = _varint(data, place)
+            size, place = varint(data, place, len(data), _KIND)
             if tag == _RAW:
                 return place == start and place + size == len(data)
             place += size
         else:
             return False
     return False
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """Of a message that has been parsed."""
-    value = shift = 0
-    while True:
-        byte = data[place]
-        value |= (byte & 0x7F) << shift
-        place += 1
-        if byte < 0x80:
-            return value, place
-        shift += 7

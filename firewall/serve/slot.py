@@ -16,10 +16,7 @@ from firewall.serve.shadow import Shadow
 
 
 class Lease:
-    """A context in which a slot's model stays open. A class, for a generator costs twice as much.
-
-    Every request holds one.
-    """
+    """A context in which a slot's model stays open. Every request holds one."""
 
     __slots__ = ("_model", "_slot", "_version")
 

@@ -37,16 +37,16 @@ def check_fields(data: bytes, descriptor: Descriptor) -> None:
             count += 1
             if count > MOST_FIELDS:
                 raise InvalidInput("message", f"more than {MOST_FIELDS} fields")
-            tag, place = _varint(data, place, end, kind)
+            tag, place = varint(data, place, end, kind)
             wire_type = tag & 7
             if wire_type == 0:
-                _, place = _varint(data, place, end, kind)
+                _, place = varint(data, place, end, kind)
             elif wire_type == 1:
                 place += 8
             elif wire_type == 5:
                 place += 4
             elif wire_type == 2:
-                size, place = _varint(data, place, end, kind)
+                size, place = varint(data, place, end, kind)
                 field: FieldDescriptor | None = kind.fields_by_number.get(tag >> 3)
                 if field is not None and field.message_type is not None:
                     pending.append((place, min(place + size, end), field.message_type))
@@ -57,7 +57,8 @@ def check_fields(data: bytes, descriptor: Descriptor) -> None:
             raise _no_message(kind)
 
 
-def _varint(data: bytes, place: int, end: int, kind: Descriptor) -> tuple[int, int]:
+def varint(data: bytes, place: int, end: int, kind: Descriptor) -> tuple[int, int]:
+    """A number at a place, and the place after it; `InvalidInput` when there is none."""
     value = shift = 0
     while place < end and shift < 70:
         byte = data[place]

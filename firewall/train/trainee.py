@@ -21,7 +21,7 @@ class TrainedNetwork:
     """A classifier's logits and bounds, with gradients.
 
     In bfloat16 the passes are cheaper on processors that have it; sums stay in float32, and
-    so do weights and losses. Without it they would take ten times as long, and are computed in
+    so do weights and losses. Others emulate it, which is slower than float32: there it is
     float32.
     """
 

@@ -72,15 +72,37 @@ def test_quick_rows_go_together_in_greater_numbers() -> None:
     gate.open.clear()
     gate.entered.clear()
     with ThreadPoolExecutor(12) as pool:
-        futures = [pool.submit(one.submit, 0, 1, Call.local())]
+        # So many rows that each of them is quick, however long they are held up together.
+        futures = [pool.submit(one.submit, 0, 100_000, Call.local())]
         assert gate.entered.wait(5)
         for number in range(1, 11):
             futures.append(pool.submit(one.submit, number, 1, Call.local()))
             waiting(one, number)
         gate.open.set()
         assert [future.result(5) for future in futures] == [-number for number in range(11)]
-    # As many as the latest rows allow; in any case no longer one by one.
-    assert len(gate.batches[100:]) <= 5
+    assert gate.batches[100:] == [[0], list(range(1, 11))]
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_what_is_no_exception_becomes_one(others: int) -> None:
+    """Nobody above answers for a SystemExit: alone, and among others."""
+    gate = Gate()
+
+    def run(work: list[int]) -> list[int]:
+        gate(work)
+        raise SystemExit(1)
+
+    one = batcher(run)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(one.submit, 0, 1, Call.local())]
+        assert gate.entered.wait(5)
+        for number in range(1, others + 1):
+            futures.append(pool.submit(one.submit, number, 1, Call.local()))
+            waiting(one, number)
+        gate.open.set()
+        for future in futures:
+            with pytest.raises(RuntimeError, match="a stage ended with SystemExit"):
+                future.result(5)
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:

@@ -86,7 +86,7 @@ def test_a_clean_row_is_one_pass(served: Served) -> None:
 
 
 def test_a_request_is_few_calls_of_python(served: Served) -> None:
-    """Of ours, numpy's and onnxruntime's; each costs tens of nanoseconds, and caches more."""
+    """Of ours, numpy's and onnxruntime's."""
     data = message(served.plain())
     for _ in range(3):
         served.service.model_infer(data, Call.local())

@@ -221,7 +221,7 @@ def test_an_epoch_may_be_several_passes(tmp_path: Path) -> None:
 def test_bfloat16_is_left_alone_where_the_processor_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Emulated it takes ten times as long."""
+    """Emulated it is slower than float32."""
     x = torch.rand(4, *SHAPE)
     plain = TrainedNetwork(network())(x)
     monkeypatch.setattr("firewall.train.trainee.computes_bfloat16", lambda device: False)

@@ -158,7 +158,7 @@ class GanGame:
     ) -> None:
         # It stays on the processor, and is copied before the game's own moves away.
         self.averaged = copy.deepcopy(generator).eval().requires_grad_(False)
-        # Convolutions of so few channels are a fifth quicker with the channels last.
+        # Convolutions of so few channels are quicker with the channels last.
         self.generator = _channels_last(generator.to(device))
         self.discriminator = _channels_last(discriminator.to(device))
         self.data, self.classes, self.spec, self.seed = data, classes, spec, seed
