@@ -155,7 +155,7 @@ class AdminServer:
 
         """
         self._workers = Workers(_THREADS, "admin")
-        boundary = Boundary(
+        self._boundary = Boundary(
             frozenset({ADMIN.full_name}),
             metrics,
             lambda: False,
@@ -170,7 +170,7 @@ class AdminServer:
         )
         self._server = grpc.server(
             cast(ThreadPoolExecutor, self._workers),
-            interceptors=[boundary],
+            interceptors=[self._boundary],
             options=(
                 ("grpc.max_receive_message_length", _MAX_MESSAGE),
                 ("grpc.so_reuseport", 0),
@@ -189,6 +189,7 @@ class AdminServer:
         """Let running changes end, and free the port."""
         self._server.stop(grace).wait()
         self._workers.close(grace)
+        self._boundary.close()
 
 
 def _path(text: str) -> Path:

@@ -34,6 +34,11 @@ class Arrivals:
         self._lock = threading.Lock()
         self._waits: dict[int, _Wait] = {}
         self._looking = False
+        self._over = threading.Event()
+
+    def close(self) -> None:
+        """End nobody's call any more."""
+        self._over.set()
 
     def first(
         self, requests: Iterator[Any], context: grpc.ServicerContext, patience: Callable[[], float]
@@ -73,8 +78,7 @@ class Arrivals:
                 threading.Thread(target=self._look, name="arrivals", daemon=True).start()
 
     def _look(self) -> None:
-        while True:
-            time.sleep(_LOOK)
+        while not self._over.wait(_LOOK):
             now = time.monotonic()
             # A copy in one step: threads come and go meanwhile.
             for wait in list(self._waits.values()):

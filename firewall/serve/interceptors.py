@@ -101,6 +101,10 @@ class Boundary(grpc.ServerInterceptor):
         """Requests of ours that a thread is answering."""
         return self._running
 
+    def close(self) -> None:
+        """Look after nobody's message any more."""
+        self._arrivals.close()
+
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Any],
@@ -155,7 +159,7 @@ class Boundary(grpc.ServerInterceptor):
     def _refuse(self, request: bytes, call: Call) -> bytes:
         waiting = self._workers.waiting
         raise Overloaded(
-            f"the queue is full: {waiting} requests wait",
+            f"the queue is full: {waiting + self._answering} requests are ahead",
             retry_after=min(10.0, max(0.1, self._wait(waiting))),
         )
 
@@ -206,7 +210,7 @@ class Boundary(grpc.ServerInterceptor):
                 trace = self._tracer.begin(service, method, metadata)
             if REQUEST_ID_KEY in metadata:
                 _name(call, metadata[REQUEST_ID_KEY])
-            # Without TLS there is nothing in it, and asking costs as much as parsing a request.
+            # Without TLS there is nothing in it.
             auth = context.auth_context() if self._secure else {}
             call.client = self._identity.of(context.peer(), metadata, auth)
             if self._draining():

@@ -216,6 +216,7 @@ class Server:
                 self._server.stop(min(1.0, self._settings.grace)).wait()
                 break
         self._workers.close(_LAST)
+        self._boundary.close()
         self._http.close()
         self._models.close()
 
