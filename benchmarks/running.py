@@ -39,6 +39,13 @@ class Running:
                         found.append(int(place.name))
         return found
 
+    def pin(self, core: int) -> None:
+        """Keep every thread on one core; Triton's take all of them when they start."""
+        for one in self.processes():
+            with contextlib.suppress(OSError):
+                for thread in Path(f"/proc/{one}/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), {core})
+
     def cpu_seconds(self) -> float:
         """User and system time of all of them, so far."""
         ticks = 0
@@ -93,7 +100,9 @@ def running(
             if process.poll() is not None or time.perf_counter() - begun > _PATIENCE:
                 raise SystemExit(f"{command}: {log.read_text()[-2000:]}")
             time.sleep(0.005)
-        yield Running(process, time.perf_counter() - begun)
+        found = Running(process, time.perf_counter() - begun)
+        found.pin(core)
+        yield found
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

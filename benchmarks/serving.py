@@ -187,6 +187,8 @@ def measure(
             return found
 
         run(max(clients), 1.0)
+        # Again: threads that came with the load.
+        live.pin(core)
         figures: dict[str, Any] = {"start_seconds": live.start_seconds}
         for count in clients:
             before = live.cpu_seconds()
