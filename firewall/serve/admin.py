@@ -27,7 +27,6 @@ from firewall.serve.services import generic_handler, message_methods
 from firewall.serve.shadow import Shadow
 from firewall.serve.status import to_admin_status
 from firewall.serve.tls import Credentials, bind
-from firewall.serve.workers import Workers
 from firewall.wire import admin_pb2 as wire
 
 ADMIN: ServiceDescriptor = wire.DESCRIPTOR.services_by_name["AdminService"]
@@ -154,12 +153,12 @@ class AdminServer:
             ConfigError: the port cannot be bound.
 
         """
-        self._workers = Workers(_THREADS, "admin")
         self._boundary = Boundary(
             frozenset({ADMIN.full_name}),
             metrics,
             lambda: False,
-            workers=self._workers,
+            threads=_THREADS,
+            name="admin",
             backlog=_BACKLOG,
             max_wait=math.inf,
             side=ThreadPoolExecutor(1, thread_name_prefix="admin-side"),
@@ -169,7 +168,7 @@ class AdminServer:
             secure=credentials is not None,
         )
         self._server = grpc.server(
-            cast(ThreadPoolExecutor, self._workers),
+            cast(ThreadPoolExecutor, self._boundary.executor),
             interceptors=[self._boundary],
             options=(
                 ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -188,8 +187,7 @@ class AdminServer:
     def stop(self, grace: float = 5.0) -> None:
         """Let running changes end, and free the port."""
         self._server.stop(grace).wait()
-        self._workers.close(grace)
-        self._boundary.close()
+        self._boundary.close(grace)
 
 
 def _path(text: str) -> Path:

@@ -1,8 +1,8 @@
 """The message of a call, which may never come.
 
-gRPC hands a call to a thread when its headers are there, and the thread waits for the message: who
-sends none keeps the thread. As a stream of one message the wait can be ended from outside, so every
-call is taken for one, and one thread looks after all that wait.
+A call begins when its headers are there. Who then sends no message keeps a place, and in gRPC's own
+way of handling calls a thread, which waits. As a stream of one message the wait can be ended from
+outside, so every call is taken for one, and one thread looks after all that wait.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class Arrivals:
 
         """
         own = threading.get_ident()
-        self._waits[own] = _Wait(context, time.monotonic(), patience)
-        if not self._looking:
-            self._begin()
+        self.expect(own, context, patience)
         try:
             for request in requests:
                 return request
@@ -68,8 +66,27 @@ class Arrivals:
             # gRPC raises a bare Exception where the client has gone away.
             raise Cancelled("the caller went away") from error
         finally:
-            del self._waits[own]
+            self.came(own)
         raise InvalidInput("message", "is missing; expected one")
+
+    def expect(
+        self, key: int, context: grpc.ServicerContext, patience: Callable[[], float]
+    ) -> None:
+        """Look after a call from now on.
+
+        Args:
+            key: the caller's own, of those that wait at a time.
+            context: of the call; cancelled when it waits for too long.
+            patience: seconds that it may wait, as things are now.
+
+        """
+        self._waits[key] = _Wait(context, time.monotonic(), patience)
+        if not self._looking:
+            self._begin()
+
+    def came(self, key: int) -> None:
+        """No longer look after it."""
+        self._waits.pop(key, None)
 
     def _begin(self) -> None:
         with self._lock:

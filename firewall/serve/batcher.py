@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -22,6 +22,8 @@ from firewall.serve.call import Call
 #: A batch may grow to so many rows while it takes no longer than so many seconds, as far as those
 #: before it tell.
 _MOST_ROWS, _MOST_SECONDS = 64, 0.01
+#: Seconds that a row may take for its batch to be light.
+_LIGHT = 0.0005
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -48,6 +50,20 @@ class _Latch:
 
 
 @dataclass(eq=False, slots=True)
+class Queued(Generic[Work, Result]):
+    """A piece of work that a call waits for, or will."""
+
+    batcher: Batcher[Work, Result]
+    work: Work
+    rows: int
+    call: Call
+
+    def wait(self) -> Result:
+        """As `Batcher.submit`."""
+        return self.batcher.submit(self.work, self.rows, self.call)
+
+
+@dataclass(eq=False, slots=True)
 class _Item(Generic[Work, Result]):
     work: Work
     rows: int
@@ -57,7 +73,7 @@ class _Item(Generic[Work, Result]):
     leads: bool = False
     done: bool = False
     result: Result | None = None
-    error: BaseException | None = None
+    error: Exception | None = None
 
 
 class Batcher(Generic[Work, Result]):
@@ -104,6 +120,51 @@ class Batcher(Generic[Work, Result]):
         """Rows that wait now."""
         return self._queued
 
+    @property
+    def light(self) -> bool:
+        """Whether a batch is computed in no time, as far as those before it tell."""
+        return self._lanes == 1 and 0 < self._row_seconds < _LIGHT
+
+    def submit_all(self, every: Sequence[Queued[Work, Result]]) -> list[Result | Exception]:
+        """Run the work of many calls that one thread waits for; a result or an error for each.
+
+        Errors are those of `submit`, but who goes away meanwhile is not noticed.
+        """
+        now = time.monotonic()
+        items = [_Item[Work, Result](one.work, one.rows, one.call.deadline, now) for one in every]
+        with self._lock:
+            for item in items:
+                if (full := self._full(item.rows)) is not None:
+                    item.done, item.error = True, full
+                    continue
+                self._queue.append(item)
+                self._queued += item.rows
+            if self._queue and self._running < self._lanes:
+                self._running += 1
+                next(item for item in items if not item.done).leads = True
+        found: list[Result | Exception] = []
+        for item in items:
+            while item.leads or not item.done:
+                if item.leads:
+                    self._lead(item)
+                else:
+                    item.wake.wait()
+            if item.error is not None:
+                found.append(item.error)
+            else:
+                assert item.result is not None
+                found.append(item.result)
+        return found
+
+    def _full(self, rows: int) -> Overloaded | None:
+        """Why so many rows may not wait as well. Locked."""
+        if not self._queue or self._queued + rows <= self._queue_rows:
+            return None
+        return Overloaded(
+            f"the queue is full: {self._queued} rows wait, at most {self._queue_rows} may",
+            retry_after=max(0.05, self._queued * self._row_seconds),
+        )
+
     def submit(self, work: Work, rows: int, call: Call) -> Result:
         """Run the work with whatever else is queued; returns its result.
 
@@ -124,12 +185,8 @@ class Batcher(Generic[Work, Result]):
             return self._work_alone(work, rows)
         item: _Item[Work, Result] = _Item(work, rows, call.deadline, now)
         with self._lock:
-            if self._queue and self._queued + rows > self._queue_rows:
-                wait = max(0.05, self._queued * self._row_seconds)
-                raise Overloaded(
-                    f"the queue is full: {self._queued} rows wait, at most {self._queue_rows} may",
-                    retry_after=wait,
-                )
+            if (full := self._full(rows)) is not None:
+                raise full
             self._queue.append(item)
             self._queued += rows
             if self._running < self._lanes:
@@ -199,7 +256,7 @@ class Batcher(Generic[Work, Result]):
         else:
             self._running -= 1
 
-    def _abandon(self, item: _Item[Work, Result], error: BaseException) -> None:
+    def _abandon(self, item: _Item[Work, Result], error: Exception) -> None:
         """Drop an item that nobody waits for; its row may be in a running batch all the same."""
         with self._lock:
             if item.done or item.leads:

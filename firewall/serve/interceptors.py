@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,25 +11,42 @@ from typing import Any
 
 import grpc
 
-from firewall.errors import InvalidInput, NotReady, Overloaded
+from firewall.errors import Cancelled, FirewallError, InvalidInput, NotReady, Overloaded
 from firewall.serve.admission import Admission
 from firewall.serve.arrival import Arrivals
 from firewall.serve.call import Call, new_request_id
+from firewall.serve.crew import Crew
+from firewall.serve.direct import Direct, Exchange, Method, Room, supported
 from firewall.serve.identity import Names
 from firewall.serve.metrics import Metrics
 from firewall.serve.pace import Pace
+from firewall.serve.staged import Steps, finish
 from firewall.serve.status import REQUEST_ID_KEY, Status, to_status
 from firewall.serve.tracing import Tracer
 from firewall.serve.workers import Workers
 
-#: A handler of ours: the bytes of a request and its call to the bytes of an answer.
-RawMethod = Callable[[bytes, Call], bytes]
-#: Seconds for which a thread waits for a message once many do: when requests wait for a thread, and
+#: Seconds for which a call waits for its message once many do: when others wait for its place, and
 #: when none does.
 _HURRY, _PATIENCE = 0.5, 30.0
 #: How much longer than the pace tells a request may take: its own batch has to end as well, and it
 #: is not the mean request that is to be in time.
 _SPREAD = 1.6
+#: Bytes of a message whose request may share a thread with others.
+_SMALL = 64 << 10
+
+
+@dataclass(frozen=True)
+class RawMethod:
+    """A method of ours: the bytes of a request and its call to the bytes of an answer.
+
+    Attributes:
+        run: in a thread that may wait.
+        steps: the same in steps, where that can be said.
+
+    """
+
+    run: Callable[[bytes, Call], bytes]
+    steps: Callable[[bytes, Call], Steps[bytes]] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,9 @@ class _Wrapped:
 class Boundary(grpc.ServerInterceptor):
     """Wraps every method of the named services; others (health, reflection) pass untouched.
 
-    The methods it wraps are `RawMethod`s: instead of gRPC's context they get a `Call`. Requests
-    beyond the backlog are turned away before they take a thread, by threads of another pool, which
-    also keeps health and reflection answering while every worker is busy.
+    The methods it wraps are `RawMethod`s: instead of gRPC's context they get a `Call`. Its
+    `executor` is to be the server's. Requests beyond the backlog are turned away before they take a
+    thread. Health and reflection have threads of their own, and answer while every other is busy.
     """
 
     def __init__(
@@ -61,17 +77,39 @@ class Boundary(grpc.ServerInterceptor):
         metrics: Metrics,
         draining: Callable[[], bool],
         *,
-        workers: Workers,
+        threads: int,
         backlog: int,
         max_wait: float,
         side: ThreadPoolExecutor,
         identity: Names,
         admission: Admission,
+        name: str = "rpc",
         status: Callable[[Exception, str], Status] = to_status,
         tracer: Tracer | None = None,
         secure: bool = False,
         behind: Callable[[], float] = lambda: 0.0,
+        direct: bool = True,
     ) -> None:
+        """Take no thread yet.
+
+        Args:
+            services: whose methods are wrapped.
+            metrics: told of every request.
+            draining: whether the server is shutting down.
+            threads: requests that are answered at a time.
+            backlog: requests that may wait.
+            max_wait: seconds for which one may be foreseen to wait.
+            side: threads for health and reflection.
+            identity: whom a client is taken for.
+            admission: of clients.
+            name: of threads.
+            status: of an error.
+            tracer: told of every request, if there is one.
+            secure: whether calls come over TLS.
+            behind: seconds that what waits for the guards will take.
+            direct: whether messages are received without a thread, where that is supported.
+
+        """
         self._tracer, self._secure = tracer, secure
         self._arrivals = Arrivals()
         #: By path, the methods that were asked for so far.
@@ -81,14 +119,18 @@ class Boundary(grpc.ServerInterceptor):
         self._services = services
         self._metrics = metrics
         self._draining = draining
-        self._workers = workers
+        self._workers = Workers(threads, name)
+        self._crew = Crew(self._workers.submit)
+        self._room: Room = self._workers
+        #: For `grpc.server`.
+        self.executor: Workers | Direct = self._workers
+        if direct and supported():
+            self._room = self.executor = Direct(
+                self._workers, self._arrivals, most=threads, patience=self._patience
+            )
         self._backlog, self._max_wait, self._behind = backlog, max_wait, behind
         self._pace = Pace()
         self._side = side
-        self._lock = threading.Lock()
-        self._running = 0
-        #: Of these, those that are not refused for want of room.
-        self._answering = 0
         self._last_arrival = 0.0
 
     @property
@@ -97,12 +139,14 @@ class Boundary(grpc.ServerInterceptor):
         return self._last_arrival
 
     @property
-    def running(self) -> int:
-        """Requests of ours that a thread is answering."""
-        return self._running
+    def idle(self) -> bool:
+        """Whether no request of ours waits or is being answered."""
+        return not self._room.busy and not self._room.waiting
 
-    def close(self) -> None:
-        """Look after nobody's message any more."""
+    def close(self, timeout: float) -> None:
+        """Look after nobody's message any more, and wait for threads whose call is over."""
+        self._crew.close(timeout)
+        self._workers.close(timeout)
         self._arrivals.close()
 
     def intercept_service(
@@ -122,25 +166,52 @@ class Boundary(grpc.ServerInterceptor):
                 return self._aside(handler)
             wrapped = self._wrapped[path] = self._wrap(service, method, handler.unary_unary)
         self._last_arrival = time.monotonic()
-        waiting = self._workers.waiting
+        waiting = self._room.waiting
         if waiting >= self._backlog or self._wait(waiting) > self._max_wait:
             return wrapped.refusing
         return wrapped.answering
 
-    def _wrap(self, service: str, method: str, run: RawMethod) -> _Wrapped:
+    def _wrap(self, service: str, method: str, raw: RawMethod) -> _Wrapped:
         """Every way in which a method can be answered, made once."""
 
-        def behave(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        def ordinary(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             receive = partial(self._arrivals.first, requests, context, self._patience)
-            return self._call(service, method, run, receive, context)
+            outcome = finish(self._answer(service, method, raw, receive, context))
+            if isinstance(outcome, Status):
+                context.abort_with_status(outcome)
+            return outcome
+
+        def arrived(exchange: Exchange, message: bytes | None) -> None:
+            shared = raw.steps is not None and message is not None and len(message) <= _SMALL
+            steps = self._end(
+                exchange,
+                self._answer(
+                    service, method, raw, partial(_came, message, exchange.context),
+                    exchange.context, in_steps=shared,
+                ),
+            )  # fmt: skip
+            if shared:
+                self._crew.give(steps)
+                return
+            try:
+                self._workers.submit(finish, steps)
+            except RuntimeError:
+                exchange.end(self._status(NotReady("the server is shutting down"), ""))
 
         def turn_away(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            return self._call(service, method, self._refuse, bytes, context, refused=True)
+            context.abort_with_status(self._refusal(service, method, context))
 
-        turn_away.experimental_thread_pool = self._side  # type: ignore[attr-defined]
+        def refuse(exchange: Exchange) -> None:
+            exchange.end(self._refusal(service, method, exchange.context))
+
+        answering = Method(ordinary, arrived)
+        refusing: Any = Method(turn_away, arrived, refuse)
+        if self.executor is self._workers:
+            turn_away.experimental_thread_pool = self._side  # type: ignore[attr-defined]
+            refusing = turn_away
         return _Wrapped(
-            answering=grpc.stream_unary_rpc_method_handler(behave),
-            refusing=grpc.stream_unary_rpc_method_handler(turn_away),
+            answering=grpc.stream_unary_rpc_method_handler(answering),
+            refusing=grpc.stream_unary_rpc_method_handler(refusing),
         )
 
     def _wait(self, waiting: int) -> float:
@@ -150,18 +221,32 @@ class Boundary(grpc.ServerInterceptor):
         behind = self._behind()
         if not waiting and not behind:
             return 0.0
-        return max(behind, _SPREAD * self._pace.wait(waiting + self._answering))
+        return max(behind, _SPREAD * self._pace.wait(waiting + self._room.busy))
 
     def _patience(self) -> float:
-        """Seconds that a thread may wait for a message."""
-        return _HURRY if self._workers.waiting or self._draining() else _PATIENCE
+        """Seconds that a call may wait for its message."""
+        return _HURRY if self._room.waiting or self._draining() else _PATIENCE
 
-    def _refuse(self, request: bytes, call: Call) -> bytes:
-        waiting = self._workers.waiting
-        raise Overloaded(
-            f"the queue is full: {waiting + self._answering} requests are ahead",
-            retry_after=min(10.0, max(0.1, self._wait(waiting))),
-        )
+    def _refusal(self, service: str, method: str, context: grpc.ServicerContext) -> Status:
+        """Of a request for which there is no room. Read nothing of it, and take no time."""
+        start = time.perf_counter()
+        self._metrics.started(service, method)
+        call = Call.local()
+        try:
+            metadata = dict(context.invocation_metadata())
+            if REQUEST_ID_KEY in metadata:
+                _name(call, metadata[REQUEST_ID_KEY])
+            if self._draining():
+                raise NotReady("the server is shutting down")
+            waiting = self._room.waiting
+            raise Overloaded(
+                f"the queue is full: {waiting + self._room.busy} requests are ahead",
+                retry_after=min(10.0, max(0.1, self._wait(waiting))),
+            )
+        except FirewallError as error:
+            status = self._status(error, call.request_id)
+        self._metrics.handled(service, method, status.code.name, time.perf_counter() - start)
+        return status
 
     def _aside(self, handler: Any) -> Any:
         """The same handler, run by the side pool."""
@@ -187,23 +272,30 @@ class Boundary(grpc.ServerInterceptor):
             return handler._replace(**{kind: behave})
         return handler
 
-    def _call(
+    def _end(self, exchange: Exchange, steps: Steps[bytes | Status]) -> Steps[None]:
+        """The exchange has an end, whatever happens."""
+        outcome: bytes | Status = self._status(NotReady("the server is shutting down"), "")
+        try:
+            outcome = yield from steps
+        finally:
+            exchange.end(outcome)
+
+    def _answer(
         self,
         service: str,
         method: str,
-        run: RawMethod,
+        raw: RawMethod,
         receive: Callable[[], bytes],
         context: grpc.ServicerContext,
         *,
-        refused: bool = False,
-    ) -> bytes:
+        in_steps: bool = False,
+    ) -> Steps[bytes | Status]:
+        """From a message, which `receive` has, to its answer."""
         start = time.perf_counter()
         self._metrics.started(service, method)
         call = self._call_of(context)
         failure, trace = None, None
-        with self._lock:
-            self._running += 1
-            self._answering += not refused
+        answer = b""
         try:
             metadata = dict(context.invocation_metadata())
             if self._tracer is not None:
@@ -216,22 +308,21 @@ class Boundary(grpc.ServerInterceptor):
             if self._draining():
                 raise NotReady("the server is shutting down")
             with self._admission.enter(call.client):
-                answer = run(receive(), call)
+                if in_steps and raw.steps is not None:
+                    answer = yield from raw.steps(receive(), call)
+                else:
+                    answer = raw.run(receive(), call)
         except Exception as error:
             failure = self._status(error, call.request_id)
         finally:
-            with self._lock:
-                self._running -= 1
-                self._answering -= not refused
-            if not refused:
-                busy = self._workers.waiting > 0 or self._behind() > 0
-                self._pace.ended(busy, time.monotonic())
+            busy = self._room.waiting > 0 or self._behind() > 0
+            self._pace.ended(busy, time.monotonic())
         code = "OK" if failure is None else failure.code.name
         self._metrics.handled(service, method, code, time.perf_counter() - start)
         if trace is not None:
             trace.end(call, code)
         if failure is not None:
-            context.abort_with_status(failure)
+            return failure
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return answer
 
@@ -240,6 +331,21 @@ class Boundary(grpc.ServerInterceptor):
         # Without a deadline, gRPC says None or a number of years.
         deadline = None if remaining is None or remaining > 1e7 else time.monotonic() + remaining
         return Call(new_request_id(), "unknown", deadline, context.add_callback, context.is_active)
+
+
+def _came(message: bytes | None, context: grpc.ServicerContext) -> bytes:
+    """The message of an exchange.
+
+    Raises:
+        InvalidInput: the client ended the call without one.
+        Cancelled: it went away, or the message did not come in time.
+
+    """
+    if not context.is_active():
+        raise Cancelled("the caller went away, or the message did not come in time")
+    if message is None:
+        raise InvalidInput("message", "is missing; expected one")
+    return message
 
 
 def _name(call: Call, value: str | bytes) -> None:

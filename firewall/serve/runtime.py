@@ -35,11 +35,12 @@ from firewall.guard.span import Span
 from firewall.guard.verdict import Answer, Decision, Verdict
 from firewall.quarantine.entry import Entry
 from firewall.serve.audit import Audit
-from firewall.serve.batcher import Batcher
+from firewall.serve.batcher import Batcher, Queued
 from firewall.serve.call import Call
 from firewall.serve.metrics import Metrics
 from firewall.serve.monitoring import Memory, Monitors
 from firewall.serve.shadow import Shadow
+from firewall.serve.staged import BLOCKING, Steps, finish
 from firewall.serve.watch import Watch
 
 #: Batches that are with a classifier elsewhere at a time.
@@ -327,6 +328,10 @@ class ServedModel:
             call: whose it is.
 
         """
+        return finish(self.answering(wire, call))
+
+    def answering(self, wire: npt.NDArray[Any], call: Call) -> Steps[Answer]:
+        """The same in steps: waits for its batch."""
         if not self._ready:
             raise NotReady(f"model {self.name!r} has not passed its self-test yet")
         if not self.ready:
@@ -334,9 +339,11 @@ class ServedModel:
         plan = self.guard.plan(call.client)
         rows = _Rows(wire, (plan,) * len(wire), call.deadline)
         queued = time.perf_counter()
-        answer = self._batcher.submit(rows, len(wire), call)
+        answer: Answer = yield Queued(self._batcher, rows, len(wire), call)
         mine = [Span("queue", queued, answer.spans[0].start)]
-        if self._monitors is not None:
+        if self._monitors is not None and self.guard.policy.monitors:
+            # What others wrote, or a store elsewhere.
+            yield BLOCKING
             start = time.perf_counter()
             answer = self._monitors.look(wire, answer, call.client)
             mine.append(Span("monitors", start, time.perf_counter()))

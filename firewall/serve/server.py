@@ -30,7 +30,6 @@ from firewall.serve.services import (
 )
 from firewall.serve.tls import Credentials, authority, bind
 from firewall.serve.tracing import Tracer
-from firewall.serve.workers import Workers
 from firewall.wire import firewall_pb2, open_inference_pb2
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -58,7 +57,7 @@ class Settings:
         backlog: requests that may wait for a thread; more are refused.
         max_wait: seconds that a request may wait for a thread and for the guard, as far as can be
             foreseen; one that would wait longer is refused.
-        side_threads: for health, reflection and refusals.
+        side_threads: for health and reflection.
         grace: seconds that running requests get when the server stops.
         limits: what one request may hold.
         tls: of the gRPC port; None is without.
@@ -67,6 +66,7 @@ class Settings:
         client_burst: requests of one client that may come at once; twice the rate when 0.
         http_host: address of the HTTP port; `host` when None.
         shared_port: whether other workers listen on the gRPC port as well.
+        direct: whether messages are received without a thread where gRPC's version allows.
 
     """
 
@@ -86,6 +86,7 @@ class Settings:
     client_rate: float = 0.0
     client_burst: float = 0.0
     shared_port: bool = False
+    direct: bool = True
 
 
 class Server:
@@ -108,12 +109,11 @@ class Server:
         self._said = False
         names = (NATIVE.full_name, OPEN_INFERENCE.full_name)
         self._services: Sequence[str] = ("", *names)
-        self._workers = Workers(settings.threads, "rpc")
         self._boundary = Boundary(
             frozenset(names),
             metrics,
             self._draining.is_set,
-            workers=self._workers,
+            threads=settings.threads,
             backlog=settings.backlog,
             max_wait=settings.max_wait,
             behind=lambda: models.backlog_seconds,
@@ -124,9 +124,10 @@ class Server:
             ),
             tracer=tracer,
             secure=settings.tls is not None,
+            direct=settings.direct,
         )
         self._server = grpc.server(
-            cast(ThreadPoolExecutor, self._workers),
+            cast(ThreadPoolExecutor, self._boundary.executor),
             interceptors=[self._boundary],
             # A last resort, well above the backlog, which refuses with RetryInfo.
             maximum_concurrent_rpcs=settings.threads + settings.backlog + 1024,
@@ -211,12 +212,11 @@ class Server:
         stopped = self._server.stop(max(0.0, end - time.monotonic()))
         # A client that watches health would keep the server for the whole grace.
         while not stopped.wait(0.05):
-            if self._boundary.running == 0 and self._workers.waiting == 0:
+            if self._boundary.idle:
                 # A second more for answers that are on their way out.
                 self._server.stop(min(1.0, self._settings.grace)).wait()
                 break
-        self._workers.close(_LAST)
-        self._boundary.close()
+        self._boundary.close(_LAST)
         self._http.close()
         self._models.close()
 
@@ -230,7 +230,7 @@ class Server:
         while (now := time.monotonic()) < end:
             if idle_since is None:
                 # Seen idle once is enough: what runs after that is refusals.
-                if not self._boundary.running and not self._workers.waiting:
+                if self._boundary.idle:
                     idle_since = now
             elif now - idle_since > _LINGER or now - self._boundary.last_arrival > _QUIET:
                 return

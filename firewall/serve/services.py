@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -23,6 +23,7 @@ from firewall.serve.interceptors import RawMethod
 from firewall.serve.known_header import KnownHeaders
 from firewall.serve.models import Models
 from firewall.serve.runtime import ServedModel
+from firewall.serve.staged import Steps, finish
 from firewall.serve.wire_scan import check_fields
 from firewall.wire import firewall_pb2 as native
 from firewall.wire import open_inference_pb2 as oip
@@ -43,7 +44,8 @@ class OpenInferenceService:
 
     def raw_methods(self) -> Mapping[str, RawMethod]:
         """All methods, by name."""
-        return message_methods(OPEN_INFERENCE, self) | {"ModelInfer": self.model_infer}
+        methods = message_methods(OPEN_INFERENCE, self)
+        return methods | {"ModelInfer": RawMethod(self.model_infer, self.inferring)}
 
     def ServerLive(self, request: oip.ServerLiveRequest, call: Call) -> Message:  # noqa: N802
         """Whoever answers is live."""
@@ -73,6 +75,10 @@ class OpenInferenceService:
 
     def model_infer(self, data: bytes, call: Call) -> bytes:
         """Screen a batch; answer all of it or refuse all of it. From bytes to bytes."""
+        return finish(self.inferring(data, call))
+
+    def inferring(self, data: bytes, call: Call) -> Steps[bytes]:
+        """The same in steps."""
         known = self._known.find(data)
         if known is not None:
             with self._models.lease(known.model, known.version) as model:
@@ -80,7 +86,7 @@ class OpenInferenceService:
                     start = time.perf_counter()
                     wire = known.tensor(data)
                     call.spans.append(Span("decode", start, time.perf_counter()))
-                    return self._infer("", model, wire, call)
+                    return (yield from self._infer("", model, wire, call))
         start = time.perf_counter()
         request = parsed(data, oip.ModelInferRequest)
         call.name("id", request.id)
@@ -88,12 +94,12 @@ class OpenInferenceService:
             wire = codec.tensor_from_infer(request, model.manifest, self._limits)
             self._known.keep(data, request, model.manifest, wire.shape)
             call.spans.append(Span("decode", start, time.perf_counter()))
-            return self._infer(request.id, model, wire, call)
+            return (yield from self._infer(request.id, model, wire, call))
 
     def _infer(
         self, request_id: str, model: ServedModel, wire: npt.NDArray[Any], call: Call
-    ) -> bytes:
-        answer = model.answer(wire, call)
+    ) -> Steps[bytes]:
+        answer = yield from model.answering(wire, call)
         return codec.infer_response(request_id, model.manifest, answer, call.request_id)
 
 
@@ -189,7 +195,8 @@ def generic_handler(descriptor: ServiceDescriptor, methods: Mapping[str, RawMeth
     INTERNAL.
     """
     handlers: dict[str, Any] = {
-        method.name: grpc.unary_unary_rpc_method_handler(methods[method.name])
+        # Not called by gRPC: `Boundary` makes handlers of them.
+        method.name: grpc.unary_unary_rpc_method_handler(cast(Any, methods[method.name]))
         for method in descriptor.methods
     }
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
@@ -198,7 +205,9 @@ def generic_handler(descriptor: ServiceDescriptor, methods: Mapping[str, RawMeth
 def message_methods(descriptor: ServiceDescriptor, servicer: object) -> dict[str, RawMethod]:
     """Of a servicer whose methods take a message and answer one; what it lacks is left out."""
     return {
-        method.name: _raw(getattr(servicer, method.name), GetMessageClass(method.input_type))
+        method.name: RawMethod(
+            _raw(getattr(servicer, method.name), GetMessageClass(method.input_type))
+        )
         for method in descriptor.methods
         if hasattr(servicer, method.name)
     }
@@ -218,7 +227,7 @@ def parsed(data: bytes, request_class: type[Request]) -> Request:
         raise InvalidInput("message", f"is not a {request_class.DESCRIPTOR.full_name}") from error
 
 
-def _raw(method: Any, request_class: type[Message]) -> RawMethod:
+def _raw(method: Any, request_class: type[Message]) -> Callable[[bytes, Call], bytes]:
     def run(data: bytes, call: Call) -> bytes:
         response: Message = method(parsed(data, request_class), call)
         return response.SerializeToString()

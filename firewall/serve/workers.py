@@ -104,6 +104,12 @@ class Workers:
         """Requests that no thread has taken yet."""
         return len(self._queue)
 
+    @property
+    def busy(self) -> int:
+        """Threads that do something."""
+        with self._lock:
+            return len(self._all) - len(self._idle)
+
     def submit(self, run: Callable[..., Any], *arguments: Any, **options: Any) -> Handle:
         """Have a thread do it.
 
