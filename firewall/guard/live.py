@@ -113,11 +113,15 @@ class LiveGuard:
         self.model = model
         self._log_outputs = log_outputs
         self._cascades: dict[frozenset[str], Cascade] = {}
+        #: Of every client, where no exclusion tells them apart.
+        self._plain: Plan | None = None
         if policy.mode != "off":
             self._cascade(frozenset(calibration.up_to(policy.paranoia)))
             for exclusion in policy.exclusions:
                 # Made now: an exclusion that leaves nothing active fails at start, not in a call.
                 self._active_cascade(exclusion.client or "")
+            if not policy.exclusions:
+                self._plain = Plan(self._active_cascade(""))
 
     def with_policy(self, policy: Policy) -> LiveGuard:
         """The same graphs under another policy; errors as when it is made."""
@@ -134,7 +138,7 @@ class LiveGuard:
         """How a request of a client is screened; draws the sample."""
         if self.policy.sample < 100 and random.random() * 100 >= self.policy.sample:
             return Plan(None)
-        return Plan(self._active_cascade(client))
+        return self._plain or Plan(self._active_cascade(client))
 
     def screen(
         self, wire: npt.NDArray[Any], plans: Sequence[Plan], *, deadline: float | None = None

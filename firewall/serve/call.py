@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +18,19 @@ _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}\Z")
 def new_request_id() -> str:
     """Of a request that brings none: 32 random hexadecimal digits."""
     return os.urandom(16).hex()
+
+
+class RequestIds:
+    """Ids of many requests, for one question to the system: 32 hexadecimal digits, drawn from its
+    seed. They are to differ, and are no secrets.
+    """
+
+    def __init__(self) -> None:
+        self._random = random.Random(os.urandom(32))
+
+    def new(self) -> str:
+        """Another one."""
+        return f"{self._random.getrandbits(128):032x}"
 
 
 @dataclass(slots=True)

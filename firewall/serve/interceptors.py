@@ -14,7 +14,7 @@ import grpc
 from firewall.errors import Cancelled, FirewallError, InvalidInput, NotReady, Overloaded
 from firewall.serve.admission import Admission
 from firewall.serve.arrival import Arrivals
-from firewall.serve.call import Call, new_request_id
+from firewall.serve.call import Call, RequestIds
 from firewall.serve.crew import Crew
 from firewall.serve.direct import Direct, Exchange, Method, Room, supported
 from firewall.serve.identity import Names
@@ -111,6 +111,7 @@ class Boundary(grpc.ServerInterceptor):
 
         """
         self._tracer, self._secure = tracer, secure
+        self._ids = RequestIds()
         self._arrivals = Arrivals()
         #: By path, the methods that were asked for so far.
         self._wrapped: dict[str, _Wrapped] = {}
@@ -274,10 +275,12 @@ class Boundary(grpc.ServerInterceptor):
 
     def _end(self, exchange: Exchange, steps: Steps[bytes | Status]) -> Steps[None]:
         """The exchange has an end, whatever happens."""
-        outcome: bytes | Status = self._status(NotReady("the server is shutting down"), "")
+        outcome: bytes | Status | None = None
         try:
             outcome = yield from steps
         finally:
+            if outcome is None:
+                outcome = self._status(NotReady("the server is shutting down"), "")
             exchange.end(outcome)
 
     def _answer(
@@ -330,7 +333,9 @@ class Boundary(grpc.ServerInterceptor):
         remaining = context.time_remaining()
         # Without a deadline, gRPC says None or a number of years.
         deadline = None if remaining is None or remaining > 1e7 else time.monotonic() + remaining
-        return Call(new_request_id(), "unknown", deadline, context.add_callback, context.is_active)
+        return Call(
+            self._ids.new(), "unknown", deadline, context.add_callback, context.is_active
+        )
 
 
 def _came(message: bytes | None, context: grpc.ServicerContext) -> bytes:

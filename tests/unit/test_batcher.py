@@ -4,11 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from firewall.errors import Cancelled, DeadlineExceeded, Overloaded
-from firewall.serve.batcher import Batcher
+from firewall.serve.batcher import Batcher, Queued
 from firewall.serve.call import Call
 
 
@@ -287,3 +288,52 @@ def test_a_leader_that_wakes_late_gives_its_lane_back(monkeypatch: pytest.Monkey
     for thread in pair:
         thread.join(10)
     assert len(found) == 6
+
+
+def queued(one: Batcher[int, int], numbers: range, timeout: float | None = None) -> list[Any]:
+    return [Queued(one, number, 1, Call.local(timeout)) for number in numbers]
+
+
+def test_work_of_many_calls_in_one_thread_beside_others() -> None:
+    one = batcher(lambda work: [-number for number in work], queue_rows=10_000)
+    with ThreadPoolExecutor(8) as pool:
+        many = [
+            pool.submit(one.submit_all, queued(one, range(n, n + 50))) for n in range(0, 500, 50)
+        ]
+        single = list(pool.map(lambda n: one.submit(n, 1, Call.local()), range(500)))
+    assert single == [-number for number in range(500)]
+    assert [found for future in many for found in future.result()] == single
+    assert one.queued_rows == 0
+
+
+def test_many_wait_for_the_lane_and_then_lead() -> None:
+    gate = Gate()
+    one = batcher(gate)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(one.submit, 0, 1, Call.local())
+        assert gate.entered.wait(5)
+        many = pool.submit(one.submit_all, queued(one, range(1, 5)))
+        waiting(one, 4)
+        gate.open.set()
+        assert first.result(10) == 0
+        assert many.result(10) == [-1, -2, -3, -4]
+    assert gate.batches == [[0], [1, 2, 3, 4]]
+
+
+def test_of_many_what_is_late_or_too_much_is_told_so() -> None:
+    gate = Gate()
+    one = batcher(gate, queue_rows=3)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(one.submit, 0, 1, Call.local())
+        assert gate.entered.wait(5)
+        late = queued(one, range(1, 2), timeout=0.05)
+        many = pool.submit(one.submit_all, [*late, *queued(one, range(2, 6))])
+        waiting(one, 3)
+        time.sleep(0.06)
+        gate.open.set()
+        first.result(10)
+        found = many.result(10)
+    assert isinstance(found[0], DeadlineExceeded)
+    assert found[1:3] == [-2, -3]
+    assert all(isinstance(error, Overloaded) for error in found[3:])
+    assert gate.batches == [[0], [2, 3]]
