@@ -131,7 +131,9 @@ class Batcher(Generic[Work, Result]):
         Errors are those of `submit`, but who goes away meanwhile is not noticed.
         """
         now = time.monotonic()
-        items = [_Item[Work, Result](one.work, one.rows, one.call.deadline, now) for one in every]
+        items: list[_Item[Work, Result]] = [
+            _Item(one.work, one.rows, one.call.deadline, now) for one in every
+        ]
         with self._lock:
             for item in items:
                 if (full := self._full(item.rows)) is not None:
