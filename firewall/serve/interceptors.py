@@ -220,7 +220,7 @@ class Boundary(grpc.ServerInterceptor):
         the pace at which requests have ended while others waited.
         """
         behind = self._behind()
-        if not waiting and not behind:
+        if not waiting and not behind and not self._pace.pressed(time.monotonic()):
             return 0.0
         return max(behind, _SPREAD * self._pace.wait(waiting + self._room.busy))
 

@@ -6,6 +6,8 @@ import threading
 
 #: Weight of the latest interval. Requests of a batch end together, so single ones say little.
 _WEIGHT = 0.05
+#: Seconds for which a moment in which nobody waits is taken for one between two batches.
+_PRESSED = 1.0
 
 
 class Pace:
@@ -17,6 +19,8 @@ class Pace:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: float | None = None
+        #: When one ended while others waited.
+        self._waited: float | None = None
         self._mean: float | None = None
 
     def ended(self, busy: bool, now: float) -> None:
@@ -28,7 +32,12 @@ class Pace:
 
         """
         with self._lock:
-            last, self._last = self._last, now if busy else None
+            if busy:
+                self._waited = now
+            elif not self.pressed(now):
+                self._last = None
+                return
+            last, self._last = self._last, now
             if last is None:
                 return
             interval = now - last
@@ -36,6 +45,12 @@ class Pace:
                 self._mean = interval
             else:
                 self._mean += _WEIGHT * (interval - self._mean)
+
+    def pressed(self, now: float) -> bool:
+        """Whether requests ended while others waited a moment ago: of those that are being answered
+        now the last will end at that pace too, even when none waits at this very moment.
+        """
+        return self._waited is not None and now - self._waited < _PRESSED
 
     def wait(self, ahead: int) -> float:
         """Seconds until so many have ended; 0 while nothing is known."""

@@ -34,3 +34,21 @@ def test_quiet_hours_are_no_interval() -> None:
     pace.ended(5, 3600.0)
     pace.ended(5, 3600.01)
     assert pace.wait(100) == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_moment_in_which_nobody_waits_is_between_two_batches() -> None:
+    pace = Pace()
+    assert not pace.pressed(0.0)
+    now = 0.0
+    for _ in range(400):
+        # Nobody waits when the last of a batch end: all that are left are in the next one.
+        now += 0.08
+        for number in range(8):
+            pace.ended(number < 4, now)
+    assert pace.wait(100) == pytest.approx(1.0, rel=0.35)
+    assert pace.pressed(now + 0.5)
+    # A load that was, and requests that never wait since.
+    assert not pace.pressed(now + 2.0)
+    for number in range(50):
+        pace.ended(False, now + 2.0 + 0.1 * number)
+        assert not pace.pressed(now + 2.0 + 0.1 * number)
