@@ -81,7 +81,7 @@ class Batcher(Generic[Work, Result]):
 
     def __init__(
         self,
-        run: Callable[[list[Work]], list[Result]],
+        run: Callable[[list[Work]], Sequence[Result | Exception]],
         *,
         batch_rows: int,
         queue_rows: int,
@@ -91,7 +91,8 @@ class Batcher(Generic[Work, Result]):
         """Nothing runs until `submit`.
 
         Args:
-            run: one result for each piece of work; an exception is everyone's in the batch.
+            run: one result for each piece of work, or an exception in its place; one that is
+                raised is everyone's in the batch.
             batch_rows: rows a batch holds at most, unless rows are done in no time; a larger piece
                 of work runs alone.
             queue_rows: rows that may wait; more is `Overloaded`.
@@ -220,13 +221,15 @@ class Batcher(Generic[Work, Result]):
         start = time.monotonic()
         try:
             [result] = self._results([work], rows, 0.0)
+            if isinstance(result, Exception):
+                raise result
             return result
         finally:
             with self._lock:
                 self._took((time.monotonic() - start) / rows)
                 self._hand_on()
 
-    def _results(self, work: list[Work], rows: int, waited: float) -> list[Result]:
+    def _results(self, work: list[Work], rows: int, waited: float) -> Sequence[Result | Exception]:
         """One for each piece of work, or an `Exception`: gRPC answers for no other, and the call
         would stay open.
         """
@@ -317,7 +320,7 @@ class Batcher(Generic[Work, Result]):
         start = time.monotonic()
         rows = sum(item.rows for item in batch)
         error: Exception | None = None
-        results: list[Result] = []
+        results: Sequence[Result | Exception] = ()
         try:
             work = [item.work for item in batch]
             results = self._results(work, rows, start - batch[0].queued)
@@ -330,8 +333,9 @@ class Batcher(Generic[Work, Result]):
                 if item.done:
                     continue
                 item.done = True
-                if error is None:
-                    item.result = results[number]
+                result = error or results[number]
+                if isinstance(result, Exception):
+                    item.error = result
                 else:
-                    item.error = error
+                    item.result = result
                 item.wake.set()

@@ -23,6 +23,8 @@ from firewall.wire import open_inference_pb2 as oip
 
 #: The field of typed contents that holds each datatype; FP16 is raw only.
 _CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
+#: The field of a tensor on the Open Inference Protocol.
+RAW = "raw_input_contents[0]"
 _SHARED_MEMORY = "shared_memory_"
 #: Tag of `raw_output_contents`: field 6, length-delimited.
 _RAW_OUTPUT = bytes([6 << 3 | 2])
@@ -76,7 +78,7 @@ def tensor_from_infer(
             )
         return wire_tensor(
             "inputs[0]",
-            "raw_input_contents[0]",
+            RAW,
             tensor.datatype,
             tensor.shape,
             request.raw_input_contents[0],

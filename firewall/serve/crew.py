@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firewall.serve.batcher import Batcher, Queued
+from firewall.serve.scheduling import interrupt_nobody
 from firewall.serve.staged import Pending, Steps, finish
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Crew:
             self._thread.join(timeout)
 
     def _run(self) -> None:
+        interrupt_nobody()
         while True:
             with self._wake:
                 # Told before it is looked: who gives after that look sees it, and wakes us.

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import grpc
 
 from firewall.serve.arrival import Arrivals
+from firewall.serve.scheduling import interrupt_nobody
 from firewall.serve.status import Status
 from firewall.serve.workers import Handle, Workers
 
@@ -178,6 +179,7 @@ class Direct:
         self._most, self._patience = most, patience
         self._lock = threading.Lock()
         self._busy = 0
+        self._known = False
         self._waiting: deque[Exchange] = deque()
 
     @property
@@ -197,6 +199,10 @@ class Direct:
             RuntimeError: the pool is shut down.
 
         """
+        if not self._known:
+            # Of gRPC's thread, in which this is.
+            self._known = True
+            interrupt_nobody()
         if len(arguments) == 1 + len(_HANDED) and isinstance(arguments[3], Method):
             return self._begin(Exchange(self, arguments[3], arguments[1], arguments[2]))
         return self._workers.submit(run, *arguments, **options)

@@ -333,9 +333,7 @@ class Boundary(grpc.ServerInterceptor):
         remaining = context.time_remaining()
         # Without a deadline, gRPC says None or a number of years.
         deadline = None if remaining is None or remaining > 1e7 else time.monotonic() + remaining
-        return Call(
-            self._ids.new(), "unknown", deadline, context.add_callback, context.is_active
-        )
+        return Call(self._ids.new(), "unknown", deadline, context.add_callback, context.is_active)
 
 
 def _came(message: bytes | None, context: grpc.ServicerContext) -> bytes:

@@ -17,6 +17,7 @@ from firewall.bundle.store import Bundle
 from firewall.errors import (
     BundleMalformed,
     ConfigError,
+    InvalidInput,
     NotReady,
     Overloaded,
     Unsupported,
@@ -27,7 +28,7 @@ from firewall.guard.compiled import CompiledGuard, Device, GuardGraphs
 from firewall.guard.drift import Drift
 from firewall.guard.live import LiveGuard, Plan
 from firewall.guard.policy import Policy
-from firewall.guard.preprocess import NUMPY_DTYPES
+from firewall.guard.preprocess import NUMPY_DTYPES, check_values
 from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec
 from firewall.guard.selftest import SelfTest, same_classifier
 from firewall.guard.smoothing import Smoothing
@@ -165,6 +166,8 @@ class _Rows:
     wire: npt.NDArray[Any]
     plans: tuple[Plan, ...]
     deadline: float | None
+    #: The field that holds values which nobody has looked at yet.
+    unchecked: str = ""
 
 
 class ServedModel:
@@ -330,14 +333,22 @@ class ServedModel:
         """
         return finish(self.answering(wire, call))
 
-    def answering(self, wire: npt.NDArray[Any], call: Call) -> Steps[Answer]:
-        """The same in steps: waits for its batch."""
+    def answering(self, wire: npt.NDArray[Any], call: Call, unchecked: str = "") -> Steps[Answer]:
+        """The same in steps: waits for its batch.
+
+        Args:
+            wire: [N, *input shape].
+            call: whose it is.
+            unchecked: the field that holds values which nobody has looked at yet: a batch is looked
+                at in one go.
+
+        """
         if not self._ready:
             raise NotReady(f"model {self.name!r} has not passed its self-test yet")
         if not self.ready:
             raise NotReady(f"model {self.name!r}: the classifier behind it cannot be asked")
         plan = self.guard.plan(call.client)
-        rows = _Rows(wire, (plan,) * len(wire), call.deadline)
+        rows = _Rows(wire, (plan,) * len(wire), call.deadline, unchecked)
         queued = time.perf_counter()
         answer: Answer = yield Queued(self._batcher, rows, len(wire), call)
         mine = [Span("queue", queued, answer.spans[0].start)]
@@ -477,15 +488,23 @@ class ServedModel:
             [smoothed] = self._smoothing.certify(classify, row, self.manifest.input, rng)
         return bounded, smoothed
 
-    def _run(self, work: list[_Rows]) -> list[Answer]:
+    def _run(self, work: list[_Rows]) -> list[Answer | Exception]:
+        """Answers, or what is wrong with a request."""
         start = time.perf_counter()
         # The latest: one caller's haste may not end the work of the others.
         ends = [rows.deadline for rows in work]
         deadline = None if None in ends else max(end for end in ends if end is not None)
         if len(work) == 1:
+            if work[0].unchecked:
+                check_values(work[0].wire, self.manifest.input, work[0].unchecked)
             answers = [self.guard.screen(work[0].wire, work[0].plans, deadline=deadline)]
         else:
             wire = np.concatenate([rows.wire for rows in work])
+            if any(rows.unchecked for rows in work):
+                try:
+                    check_values(wire, self.manifest.input, "")
+                except InvalidInput:
+                    return self._run_sound(work)
             plans = [plan for rows in work for plan in rows.plans]
             whole = self.guard.screen(wire, plans, deadline=deadline)
             answers, first = [], 0
@@ -499,3 +518,20 @@ class ServedModel:
         for span in spans:
             self._metrics.stage(self.name, span.name, span.end - span.start)
         return [Answer(answer.decisions, answer.outputs, spans) for answer in answers]
+
+    def _run_sound(self, work: list[_Rows]) -> list[Answer | Exception]:
+        """Of a batch in which something is no image: what is wrong with each, or its answer."""
+        wrong: list[InvalidInput | None] = []
+        for rows in work:
+            try:
+                check_values(rows.wire, self.manifest.input, rows.unchecked)
+                wrong.append(None)
+            except InvalidInput as error:
+                wrong.append(error)
+        sound = [
+            replace(rows, unchecked="")
+            for rows, error in zip(work, wrong, strict=True)
+            if error is None
+        ]
+        answers = iter(self._run(sound) if sound else ())
+        return [next(answers) if error is None else error for error in wrong]

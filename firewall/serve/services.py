@@ -86,7 +86,7 @@ class OpenInferenceService:
                     start = time.perf_counter()
                     wire = known.tensor(data)
                     call.spans.append(Span("decode", start, time.perf_counter()))
-                    return (yield from self._infer("", model, wire, call))
+                    return (yield from self._infer("", model, wire, call, codec.RAW))
         start = time.perf_counter()
         request = parsed(data, oip.ModelInferRequest)
         call.name("id", request.id)
@@ -97,9 +97,14 @@ class OpenInferenceService:
             return (yield from self._infer(request.id, model, wire, call))
 
     def _infer(
-        self, request_id: str, model: ServedModel, wire: npt.NDArray[Any], call: Call
+        self,
+        request_id: str,
+        model: ServedModel,
+        wire: npt.NDArray[Any],
+        call: Call,
+        unchecked: str = "",
     ) -> Steps[bytes]:
-        answer = yield from model.answering(wire, call)
+        answer = yield from model.answering(wire, call, unchecked)
         return codec.infer_response(request_id, model.manifest, answer, call.request_id)
 
 

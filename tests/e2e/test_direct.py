@@ -230,3 +230,34 @@ def test_a_large_message_has_a_thread_of_its_own(
     finally:
         held.go.set()
         server.stop(0)
+
+
+def test_a_value_that_is_none_is_its_own_requests_fault(tiny: Bundle) -> None:
+    """Though values are looked at by the batch."""
+    live = Live(tiny, SETTINGS)
+    try:
+        good = message(1)
+        bad = np.frombuffer(good, np.uint8).copy()
+        bad[-4:] = np.array([np.nan], "<f4").view(np.uint8)
+        expected = outcome(live, good)
+        outcome(live, good)
+        live.model.go.clear()
+        live.model.entered.clear()
+        calls = [live.infer.future(good, timeout=20) for _ in range(2)]
+        assert live.model.entered.wait(10)
+        # They come to one batch: the first two have the guard meanwhile.
+        calls += [
+            live.infer.future(bad.tobytes() if number % 3 == 1 else good, timeout=20)
+            for number in range(9)
+        ]
+        time.sleep(0.1)
+        live.model.go.set()
+        for number, call in enumerate(calls):
+            if number >= 2 and (number - 2) % 3 == 1:
+                assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert "raw_input_contents[0]: holds NaN" in call.details()
+            else:
+                answer = oip.ModelInferResponse.FromString(call.result())
+                assert answer.raw_output_contents[0] == expected
+    finally:
+        live.close()
