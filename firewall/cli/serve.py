@@ -186,6 +186,7 @@ def serve(
     from firewall.quarantine.key import pseudonym_key
     from firewall.serve.audit import Audit
     from firewall.serve.codec import Limits
+    from firewall.serve.memory import give_back
     from firewall.serve.metrics import Metrics
     from firewall.serve.models import Models
     from firewall.serve.review import Review
@@ -342,6 +343,7 @@ def serve(
         false_positive_rate=chosen.false_positive_rate,
         policy=chosen.digest,
     )
+    give_back()
     _until_stopped(signals, rollout, None if worker_fd is None else os.getppid())
     audit.event("draining", grace=grace)
     for part in (files, admin):

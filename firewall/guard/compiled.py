@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -16,8 +17,13 @@ from firewall.guard.span import Span
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
+_UNBOUNDED = 1 << 30
+
 #: Where graphs run. `cuda` fails where onnxruntime cannot use it, instead of falling back.
 Device = Literal["cpu", "cuda"]
+#: Values of a row's input, times the rows of one pass, at most, on a processor: beyond that a pass
+#: of more rows is no quicker for each, and what lies between its layers fills the memory.
+_VALUES = 1 << 16
 #: The default algorithm is a matrix product.
 _EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 
@@ -49,6 +55,10 @@ class GuardGraphs(Protocol):
     """What decides asks of a guard, wherever its classifier is."""
 
     provider: str
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of one pass, at most; more of a batch are passes after one another."""
 
     @property
     def certifies(self) -> bool:
@@ -115,6 +125,7 @@ class CompiledGuard:
             else None
         )
         self._cheap_outputs = [output.name for output in self._cheap.get_outputs()]
+        self.rows_at_once = _rows_at_once(self._cheap) if device == "cpu" else _UNBOUNDED
         self.provider: str = self._cheap.get_providers()[0]
 
     @property
@@ -130,7 +141,8 @@ class CompiledGuard:
             deadline: of a classifier elsewhere; this one is here.
 
         """
-        found = dict(zip(self._cheap_outputs, self._cheap.run(None, {"wire": wire}), strict=True))
+        outputs = self._passes(self._cheap, {"wire": wire}, len(wire))
+        found = dict(zip(self._cheap_outputs, outputs, strict=True))
         logits = found.pop("logits")
         statistics = found.pop("statistics", None)
         if statistics is None:
@@ -146,7 +158,7 @@ class CompiledGuard:
         feed = {"wire": wire, "logits": cheap.logits} | cheap.features
         if not every:
             feed = {name: np.ascontiguousarray(value[rows]) for name, value in feed.items()}
-        outputs = self._expensive.run(None, feed)
+        outputs = self._passes(self._expensive, feed, len(rows))
         statistics = outputs[1] if len(outputs) > 1 else np.empty((len(rows), 0), np.float32)
         _check_rows("expensive", len(rows), outputs[0], statistics)
         return ExpensiveResult(outputs[0], statistics)
@@ -182,10 +194,21 @@ class CompiledGuard:
         if self._smoothed is None:
             logits = self.cheap(wire).logits
         else:
-            [logits] = self._smoothed.run(None, {"wire": wire})
+            [logits] = self._passes(self._smoothed, {"wire": wire}, len(wire))
             _check_rows("smoothed", len(wire), logits)
         top: Array = logits.argmax(axis=1)
         return top
+
+    def _passes(self, session: ort.InferenceSession, feed: dict[str, Array], rows: int) -> Any:
+        """What a graph gives for so many rows."""
+        most = self.rows_at_once
+        if rows <= most:
+            return session.run(None, feed)
+        parts = [
+            session.run(None, {name: value[n : n + most] for name, value in feed.items()})
+            for n in range(0, rows, most)
+        ]
+        return [np.concatenate(one) for one in zip(*parts, strict=True)]
 
     def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
         """Both tiers on every row: log-probabilities [N, K] and statistics [N, Dc + De]."""
@@ -202,6 +225,12 @@ class CompiledGuard:
                 log_probabilities.append(log_softmax(cheap.logits))
                 statistics.append(cheap.statistics)
         return np.concatenate(log_probabilities), np.concatenate(statistics)
+
+
+def _rows_at_once(session: ort.InferenceSession) -> int:
+    [shape] = [one.shape for one in session.get_inputs() if one.name == "wire"]
+    values = math.prod(size for size in shape[1:] if isinstance(size, int))
+    return max(1, _VALUES // max(1, values))
 
 
 def _check_rows(tier: str, rows: int, *arrays: Floats) -> None:
@@ -239,6 +268,8 @@ def open_session(
     options.inter_op_num_threads = 1
     # Spinning threads take the cores that gRPC needs between two inferences.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # What one block for a whole pass would save in time is not to be measured; it is kept for ever.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if wanted not in ort.get_available_providers():
@@ -252,4 +283,6 @@ def open_session(
         raise BundleMalformed(f"{name}: onnxruntime cannot load this graph") from error
     if session.get_providers()[0] != wanted:
         raise ConfigError(f"device: {device!r} was asked for and onnxruntime cannot use it here")
+    # Kept for a change of providers, which nobody asks for: as many bytes as the weights have.
+    session._model_bytes = b""
     return session

@@ -140,6 +140,8 @@ class RemoteGuard:
 
     certifies = False
     has_expensive = True
+    #: That is the other server's affair.
+    rows_at_once = 1 << 30
 
     def __init__(
         self,

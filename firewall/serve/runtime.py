@@ -195,7 +195,7 @@ class ServedModel:
             guard: of it.
             metrics: told what happens.
             audit: told what is not simply accepted.
-            batch_rows: rows of a batch.
+            batch_rows: rows of a batch, at most, unless they are done in no time.
             queue_rows: rows that may wait.
             keep: takes refused and flagged rows; None keeps none.
             keep_share: of all screened rows, in [0, 1]: kept by lot, whatever their verdict.
@@ -244,7 +244,8 @@ class ServedModel:
             self.watch = Watch(remote.classifier, lambda: same_classifier(self._selftest, remote))
         self._batcher: Batcher[_Rows, Answer] = Batcher(
             self._run,
-            batch_rows=batch_rows,
+            # Who comes first need not wait for those that are computed after it.
+            batch_rows=min(batch_rows, guard.compiled.rows_at_once),
             queue_rows=queue_rows,
             # One batch computes at a time; of those that wait for another server, several may.
             lanes=_LANES if isinstance(guard.compiled, RemoteGuard) else 1,

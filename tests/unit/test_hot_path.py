@@ -117,3 +117,24 @@ def test_a_known_header_is_not_parsed(served: Served, monkeypatch: pytest.Monkey
         served.service.model_infer(message(row), Call.local())
     )
     assert answer.outputs[0].shape == [1, 10]
+
+
+def test_rows_that_are_large_are_a_pass_each_and_say_the_same(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: Any = served.guard.compiled
+    batch, rows = wire(5, 3), np.array([0, 2, 3])
+    cheap = compiled.cheap(batch)
+    whole = compiled.expensive(batch, cheap, rows)
+    monkeypatch.setattr(compiled, "rows_at_once", 2)
+    served.runs.clear()
+    parts = compiled.cheap(batch)
+    split = compiled.expensive(batch, parts, rows)
+    assert served.runs == {"cheap": 3, "expensive": 2}
+    np.testing.assert_allclose(parts.logits, cheap.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.statistics, cheap.statistics, rtol=1e-4, atol=1e-5)
+    for one, other in (
+        (split.log_probabilities, whole.log_probabilities),
+        (split.statistics, whole.statistics),
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
