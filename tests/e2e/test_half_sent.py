@@ -20,7 +20,7 @@ from firewall.errors import Overloaded
 from tests.support.served import Served, served
 from tests.support.tiny import wire
 
-#: Of the server.
+#: Places of the server.
 THREADS = 32
 PREDICT, HEALTH = "/firewall.v1.FirewallService/Predict", "/grpc.health.v1.Health/Check"
 
@@ -74,7 +74,7 @@ def half_sent(server: Served) -> Iterator[HalfSent]:
 
 
 def started(server: Served) -> float:
-    """Calls of Predict that a thread has begun."""
+    """Calls of Predict that were begun: whose message has come, or will not."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as page:
         families = text_string_to_metric_families(page.read().decode())
     return sum(
@@ -98,7 +98,7 @@ def test_they_keep_no_thread_from_others(server: Served, half_sent: HalfSent) ->
         if started(server) - before >= THREADS:
             break
         time.sleep(0.02)
-    # Every thread waits for a message that does not come, and others wait for a thread.
+    # Every place is one whose message does not come, and others wait for a place.
     assert started(server) - before >= THREADS
     assert half_sent.open > THREADS
     refused = 0
