@@ -21,6 +21,7 @@ class Pace:
         self._last: float | None = None
         #: When one ended while others waited.
         self._waited: float | None = None
+        self._was_busy = False
         self._mean: float | None = None
 
     def ended(self, busy: bool, now: float) -> None:
@@ -32,13 +33,14 @@ class Pace:
 
         """
         with self._lock:
+            # An interval counts that began while others waited, however long it was; or one between
+            # two batches, when nobody does for a moment.
+            counts = self._was_busy or self.pressed(now)
+            self._was_busy = busy
             if busy:
                 self._waited = now
-            elif not self.pressed(now):
-                self._last = None
-                return
             last, self._last = self._last, now
-            if last is None:
+            if last is None or not counts:
                 return
             interval = now - last
             if self._mean is None:

@@ -74,6 +74,7 @@ def test_smoothing_over_the_wire(signer: Signer, tmp_path: Path) -> None:
         assert 0 <= one.smoothed.radius <= max(tabulate(smoothing).radii)
 
 
+@pytest.mark.slow
 def test_a_denoiser_before_the_vote(signer: Signer, tmp_path: Path) -> None:
     """It learns noise of the classifier's own images, and certifies what the bare one cannot."""
     x, y = digits()

@@ -445,6 +445,7 @@ def test_a_pool_hands_out_what_it_kept() -> None:
     assert len(pool.images) == 4
 
 
+@pytest.mark.slow
 def test_a_cycle_learns_both_ways_and_can_be_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

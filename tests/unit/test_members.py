@@ -84,6 +84,7 @@ def registry() -> Registry:
     return Registry.discover()
 
 
+@pytest.mark.slow
 def test_a_recipe_with_members_and_learners(
     tmp_path: Path, signer: Signer, registry: Registry
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_saturating_softmax(digits: Digits, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_random_defence(digits: Digits, tmp_path: Path) -> None:
     done = evaluated(Random(digits[0]), digits, tmp_path, "static", draws=8).result
     assert done["effort"]["draws"] == 8

@@ -232,6 +232,7 @@ def test_bfloat16_is_left_alone_where_the_processor_has_none(
     assert torch.allclose(rounded, plain, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_network_kept_apart_has_gradients_of_its_own(tmp_path: Path) -> None:
     def fitted(name: str, seed: int, objective: Objective) -> Any:
         net = network(seed)
