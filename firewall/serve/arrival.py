@@ -91,8 +91,8 @@ class Arrivals:
     def _begin(self) -> None:
         with self._lock:
             if not self._looking:
-                self._looking = True
                 threading.Thread(target=self._look, name="arrivals", daemon=True).start()
+                self._looking = True
 
     def _look(self) -> None:
         while not self._over.wait(_LOOK):

@@ -126,6 +126,12 @@ class Batcher(Generic[Work, Result]):
         """Whether a batch is computed in no time, as far as those before it tell."""
         return self._lanes == 1 and 0 < self._row_seconds < _LIGHT
 
+    @property
+    def most_rows(self) -> int:
+        """Rows of a batch, at most, as things are."""
+        with self._lock:
+            return self._most_rows()
+
     def submit_all(self, every: Sequence[Queued[Work, Result]]) -> list[Result | Exception]:
         """Run the work of many calls that one thread waits for; a result or an error for each.
 
@@ -218,15 +224,16 @@ class Batcher(Generic[Work, Result]):
 
     def _work_alone(self, work: Work, rows: int) -> Result:
         """Run what found an idle guard, which need not be queued."""
-        start = time.monotonic()
+        start, done = time.monotonic(), 0
         try:
             [result] = self._results([work], rows, 0.0)
             if isinstance(result, Exception):
                 raise result
+            done = rows
             return result
         finally:
             with self._lock:
-                self._took((time.monotonic() - start) / rows)
+                self._took(time.monotonic() - start, done)
                 self._hand_on()
 
     def _results(self, work: list[Work], rows: int, waited: float) -> Sequence[Result | Exception]:
@@ -244,10 +251,13 @@ class Batcher(Generic[Work, Result]):
             raise RuntimeError(f"{len(results)} results for a batch of {len(work)}")
         return results
 
-    def _took(self, row_seconds: float) -> None:
+    def _took(self, seconds: float, rows: int) -> None:
         """Follow how long a row takes: for how many go together, and how long Overloaded asks
-        clients to stay away. Locked.
+        clients to stay away. What failed took no row's time. Locked.
         """
+        if not rows:
+            return
+        row_seconds = seconds / rows
         if self._row_seconds:
             row_seconds = self._row_seconds + 0.2 * (row_seconds - self._row_seconds)
         self._row_seconds = row_seconds
@@ -326,9 +336,14 @@ class Batcher(Generic[Work, Result]):
             results = self._results(work, rows, start - batch[0].queued)
         except Exception as raised:
             error = raised
-        seconds = (time.monotonic() - start) / rows
+        seconds = time.monotonic() - start
+        done = sum(
+            item.rows
+            for item, result in zip(batch, results, strict=False)
+            if not isinstance(result, Exception)
+        )
         with self._lock:
-            self._took(seconds)
+            self._took(seconds, done)
             for number, item in enumerate(batch):
                 if item.done:
                     continue

@@ -7,10 +7,15 @@ import random
 import re
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from firewall.errors import Cancelled, DeadlineExceeded, InvalidInput
 from firewall.guard.span import Span
+
+#: Metadata of the trace to which a call of a classifier elsewhere belongs, in the thread that makes
+#: it. Of a batch it is that of the request that leads it.
+TRACE_CONTEXT: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("trace_context", default=())
 
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}\Z")
 
@@ -44,6 +49,7 @@ class Call:
         on_cancel: registers what to do when the caller goes away; False when it already has.
         active: False once the caller has gone away.
         spans: what was done for it so far.
+        trace: of which trace it is, as metadata for a classifier elsewhere.
 
     """
 
@@ -53,6 +59,7 @@ class Call:
     on_cancel: Callable[[Callable[[], None]], bool]
     active: Callable[[], bool] = lambda: True
     spans: list[Span] = field(default_factory=list)
+    trace: tuple[tuple[str, str], ...] = ()
 
     def check(self) -> None:
         """Stop work that nobody waits for.

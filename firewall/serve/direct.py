@@ -38,6 +38,7 @@ _HANDED = (
     "response_serializer",
 )
 _RECEIVING = "receive_message"
+_NOT_TAKEN = Status(grpc.StatusCode.UNAVAILABLE, "the request could not be taken", ())
 
 
 @cache
@@ -84,12 +85,15 @@ class Room(Protocol):
 class Exchange:
     """One call: its message is received once, and it is ended once."""
 
-    __slots__ = ("_direct", "_event", "_state", "context", "handle", "method")
+    __slots__ = ("_direct", "_event", "_over", "_state", "context", "handle", "method", "steps")
 
     def __init__(self, direct: Direct, method: Method, event: Any, state: Any) -> None:
         self._direct, self._event, self._state = direct, event, state
+        self._over = False
         self.method = method
         self.handle = Handle()
+        #: The method's own: what has begun, and waits for the message.
+        self.steps: Any = None
         #: As gRPC gives it to a handler.
         self.context: grpc.ServicerContext = _inner()[0]._Context(event, state, None)
 
@@ -115,14 +119,18 @@ class Exchange:
         return over
 
     def end(self, outcome: bytes | Status) -> None:
-        """Answer it, or say why not. Who has gone away is sent nothing."""
+        """Answer it, or say why not; once. Who has gone away is sent nothing."""
+        if self._over:
+            return
+        self._over = True
         state, answer = self._state, None
-        if isinstance(outcome, Status):
-            state.trailing_metadata = outcome.trailing_metadata
-            state.code, state.details = outcome.code, outcome.details.encode()
-        else:
-            answer = outcome
         try:
+            if isinstance(outcome, Status):
+                state.trailing_metadata = outcome.trailing_metadata
+                state.code = outcome.code
+                state.details = outcome.details.encode(errors="replace")
+            else:
+                answer = outcome
             _inner()[0]._status(self._event, state, answer)
         except Exception:
             # As when the server has been shut down meanwhile.
@@ -137,15 +145,18 @@ class Method:
 
     Attributes:
         ordinary: gRPC's: the requests, of which there is one, and the context, to the answer.
+        begun: ours: whether the message is to be received; if not, it has ended the exchange. Must
+            not wait.
         arrived: ours: told the message, None when there is none; ends the exchange, sooner or
             later, in another thread.
-        refuse: ours, in place of receiving anything: ends the exchange at once.
+        waits: whether a call waits for room to begin.
 
     """
 
     ordinary: Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
+    begun: Callable[[Exchange], bool]
     arrived: Callable[[Exchange, bytes | None], None]
-    refuse: Callable[[Exchange], None] | None = None
+    waits: bool = True
 
     def __call__(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """As gRPC calls a handler."""
@@ -180,6 +191,7 @@ class Direct:
         self._lock = threading.Lock()
         self._busy = 0
         self._known = False
+        self._here = threading.local()
         self._waiting: deque[Exchange] = deque()
 
     @property
@@ -212,14 +224,8 @@ class Direct:
         self._workers.shutdown(wait, cancel_futures=cancel_futures)
 
     def _begin(self, exchange: Exchange) -> Handle:
-        refuse = exchange.method.refuse
-        if refuse is not None:
-            with self._lock:
-                self._busy += 1
-            refuse(exchange)
-            return exchange.handle
         with self._lock:
-            room = self._busy < self._most
+            room = self._busy < self._most or not exchange.method.waits
             if room:
                 self._busy += 1
             else:
@@ -229,32 +235,54 @@ class Direct:
         return exchange.handle
 
     def _receive(self, exchange: Exchange) -> None:
-        self._arrivals.expect(id(exchange), exchange.context, self._patience)
+        """In gRPC's thread, which nothing may stop, or in that of the call before it."""
         try:
+            if not exchange.method.begun(exchange):
+                return
+            self._arrivals.expect(id(exchange), exchange.context, self._patience)
             there = exchange.receive()
         except Exception:
             log.exception("a call could not be received")
-            there = False
+            self._fail(exchange)
+            return
         if not there:
             self.arrived(exchange, None)
+
+    def _fail(self, exchange: Exchange) -> None:
+        self._arrivals.came(id(exchange))
+        try:
+            if exchange.steps is not None:
+                exchange.steps.close()
+        except Exception:
+            log.exception("a call could not be taken back")
+        exchange.end(_NOT_TAKEN)
 
     def arrived(self, exchange: Exchange, message: bytes | None) -> None:
         """Told by an exchange. Raises nothing."""
         self._arrivals.came(id(exchange))
         try:
             exchange.method.arrived(exchange, message)
-        except Exception:
-            log.exception("a message could not be handed on")
+        except Exception as error:
+            # A pool that is shut down has no thread to give.
+            log.warning("a message could not be handed on: %s", error)
+            self._fail(exchange)
 
     def ended(self, exchange: Exchange) -> None:
         """Told by an exchange: the next one has its place."""
         exchange.handle.over()
         with self._lock:
-            # Refusals may be more than there is room for.
-            following = None
-            if self._waiting and self._busy <= self._most:
-                following = self._waiting.popleft()
-            else:
-                self._busy -= 1
-        if following is not None:
-            self._receive(following)
+            self._busy -= 1
+        if getattr(self._here, "receiving", False):
+            # One that ended as it began: whoever began it goes on with the next.
+            return
+        self._here.receiving = True
+        try:
+            while True:
+                with self._lock:
+                    if not self._waiting or self._busy >= self._most:
+                        return
+                    following = self._waiting.popleft()
+                    self._busy += 1
+                self._receive(following)
+        finally:
+            self._here.receiving = False

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from firewall.errors import Cancelled, FirewallError, InvalidInput, NotReady, Overloaded
+from firewall.errors import Cancelled, InvalidInput, NotReady, Overloaded
 from firewall.serve.admission import Admission
 from firewall.serve.arrival import Arrivals
 from firewall.serve.call import Call, RequestIds
@@ -20,7 +20,7 @@ from firewall.serve.direct import Direct, Exchange, Method, Room, supported
 from firewall.serve.identity import Names
 from firewall.serve.metrics import Metrics
 from firewall.serve.pace import Pace
-from firewall.serve.staged import Steps, finish
+from firewall.serve.staged import Given, Steps, finish
 from firewall.serve.status import REQUEST_ID_KEY, Status, to_status
 from firewall.serve.tracing import Tracer
 from firewall.serve.workers import Workers
@@ -177,36 +177,40 @@ class Boundary(grpc.ServerInterceptor):
 
         def ordinary(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             receive = partial(self._arrivals.first, requests, context, self._patience)
-            outcome = finish(self._answer(service, method, raw, receive, context))
+            outcome = finish(self._answer(service, method, raw, _Receiving(receive), context))
             if isinstance(outcome, Status):
                 context.abort_with_status(outcome)
             return outcome
 
-        def arrived(exchange: Exchange, message: bytes | None) -> None:
-            shared = raw.steps is not None and message is not None and len(message) <= _SMALL
-            steps = self._end(
-                exchange,
-                self._answer(
-                    service, method, raw, partial(_came, message, exchange.context),
-                    exchange.context, in_steps=shared,
-                ),
-            )  # fmt: skip
-            if shared:
-                self._crew.give(steps)
-                return
+        def begun(exchange: Exchange) -> bool:
+            """Who asks, and whether it may, is known before anything is received."""
+            receiving = _Receiving(_nothing)
+            answer = self._answer(service, method, raw, receiving, exchange.context)
+            steps = self._end(exchange, answer)
             try:
-                self._workers.submit(finish, steps)
-            except RuntimeError:
-                exchange.end(self._status(NotReady("the server is shutting down"), ""))
+                next(steps)
+            except StopIteration:
+                return False
+            exchange.steps = steps
+            return True
+
+        def arrived(exchange: Exchange, message: bytes | None) -> None:
+            came = _came(message, exchange.context)
+            steps, exchange.steps = exchange.steps, None
+            if raw.steps is not None and isinstance(came, bytes) and len(came) <= _SMALL:
+                self._crew.give(steps, came)
+            else:
+                self._workers.submit(finish, steps, Given(came))
 
         def turn_away(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             context.abort_with_status(self._refusal(service, method, context))
 
-        def refuse(exchange: Exchange) -> None:
+        def refuse(exchange: Exchange) -> bool:
             exchange.end(self._refusal(service, method, exchange.context))
+            return False
 
-        answering = Method(ordinary, arrived)
-        refusing: Any = Method(turn_away, arrived, refuse)
+        answering = Method(ordinary, begun, arrived)
+        refusing: Any = Method(turn_away, refuse, arrived, waits=False)
         if self.executor is self._workers:
             turn_away.experimental_thread_pool = self._side  # type: ignore[attr-defined]
             refusing = turn_away
@@ -233,10 +237,15 @@ class Boundary(grpc.ServerInterceptor):
         start = time.perf_counter()
         self._metrics.started(service, method)
         call = Call.local()
+        trace = None
         try:
             metadata = dict(context.invocation_metadata())
+            if self._tracer is not None:
+                trace = self._tracer.begin(service, method, metadata)
             if REQUEST_ID_KEY in metadata:
                 _name(call, metadata[REQUEST_ID_KEY])
+            auth = context.auth_context() if self._secure else {}
+            self._identity.of(context.peer(), metadata, auth)
             if self._draining():
                 raise NotReady("the server is shutting down")
             waiting = self._room.waiting
@@ -244,8 +253,10 @@ class Boundary(grpc.ServerInterceptor):
                 f"the queue is full: {waiting + self._room.busy} requests are ahead",
                 retry_after=min(10.0, max(0.1, self._wait(waiting))),
             )
-        except FirewallError as error:
+        except Exception as error:
             status = self._status(error, call.request_id)
+        if trace is not None:
+            trace.end(call, status.code.name)
         self._metrics.handled(service, method, status.code.name, time.perf_counter() - start)
         return status
 
@@ -278,6 +289,8 @@ class Boundary(grpc.ServerInterceptor):
         outcome: bytes | Status | None = None
         try:
             outcome = yield from steps
+        except Exception as error:
+            outcome = self._status(error, "")
         finally:
             if outcome is None:
                 outcome = self._status(NotReady("the server is shutting down"), "")
@@ -288,12 +301,10 @@ class Boundary(grpc.ServerInterceptor):
         service: str,
         method: str,
         raw: RawMethod,
-        receive: Callable[[], bytes],
+        receiving: _Receiving,
         context: grpc.ServicerContext,
-        *,
-        in_steps: bool = False,
     ) -> Steps[bytes | Status]:
-        """From a message, which `receive` has, to its answer."""
+        """From headers to an answer; waits for the message in between."""
         start = time.perf_counter()
         self._metrics.started(service, method)
         call = self._call_of(context)
@@ -303,6 +314,7 @@ class Boundary(grpc.ServerInterceptor):
             metadata = dict(context.invocation_metadata())
             if self._tracer is not None:
                 trace = self._tracer.begin(service, method, metadata)
+                call.trace = trace.context
             if REQUEST_ID_KEY in metadata:
                 _name(call, metadata[REQUEST_ID_KEY])
             # Without TLS there is nothing in it.
@@ -311,15 +323,16 @@ class Boundary(grpc.ServerInterceptor):
             if self._draining():
                 raise NotReady("the server is shutting down")
             with self._admission.enter(call.client):
-                if in_steps and raw.steps is not None:
-                    answer = yield from raw.steps(receive(), call)
+                message: bytes = yield receiving
+                if raw.steps is not None:
+                    answer = yield from raw.steps(message, call)
                 else:
-                    answer = raw.run(receive(), call)
+                    answer = raw.run(message, call)
         except Exception as error:
             failure = self._status(error, call.request_id)
         finally:
             busy = self._room.waiting > 0 or self._behind() > 0
-            self._pace.ended(busy, time.monotonic())
+            self._pace.ended(busy, time.monotonic(), last=self._room.busy <= 1)
         code = "OK" if failure is None else failure.code.name
         self._metrics.handled(service, method, code, time.perf_counter() - start)
         if trace is not None:
@@ -336,19 +349,26 @@ class Boundary(grpc.ServerInterceptor):
         return Call(self._ids.new(), "unknown", deadline, context.add_callback, context.is_active)
 
 
-def _came(message: bytes | None, context: grpc.ServicerContext) -> bytes:
-    """The message of an exchange.
+class _Receiving:
+    """The message of a call, for which it waits."""
 
-    Raises:
-        InvalidInput: the client ended the call without one.
-        Cancelled: it went away, or the message did not come in time.
+    def __init__(self, receive: Callable[[], bytes]) -> None:
+        self._receive = receive
 
-    """
+    def wait(self) -> bytes:
+        """As soon as it is there; errors as `Arrivals.first`."""
+        return self._receive()
+
+
+def _nothing() -> bytes:
+    raise NotReady("the message is received elsewhere")
+
+
+def _came(message: bytes | None, context: grpc.ServicerContext) -> bytes | Exception:
+    """The message of an exchange, or what is told of `Arrivals.first`'s errors."""
     if not context.is_active():
-        raise Cancelled("the caller went away, or the message did not come in time")
-    if message is None:
-        raise InvalidInput("message", "is missing; expected one")
-    return message
+        return Cancelled("the caller went away, or the message did not come in time")
+    return InvalidInput("message", "is missing; expected one") if message is None else message
 
 
 def _name(call: Call, value: str | bytes) -> None:

@@ -24,12 +24,13 @@ class Pace:
         self._was_busy = False
         self._mean: float | None = None
 
-    def ended(self, busy: bool, now: float) -> None:
+    def ended(self, busy: bool, now: float, *, last: bool = False) -> None:
         """A request ended.
 
         Args:
             busy: whether others wait at that moment.
             now: seconds, on a monotonic clock.
+            last: whether no other is being answered either.
 
         """
         with self._lock:
@@ -39,10 +40,12 @@ class Pace:
             self._was_busy = busy
             if busy:
                 self._waited = now
-            last, self._last = self._last, now
-            if last is None or not counts:
+            # Of one that is the last: until the next comes nothing is done, and that says nothing of
+            # capacity.
+            before, self._last = self._last, None if last and not busy else now
+            if before is None or not counts:
                 return
-            interval = now - last
+            interval = now - before
             if self._mean is None:
                 self._mean = interval
             else:

@@ -37,7 +37,7 @@ from firewall.guard.verdict import Answer, Decision, Verdict
 from firewall.quarantine.entry import Entry
 from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher, Queued
-from firewall.serve.call import Call
+from firewall.serve.call import TRACE_CONTEXT, Call
 from firewall.serve.metrics import Metrics
 from firewall.serve.monitoring import Memory, Monitors
 from firewall.serve.shadow import Shadow
@@ -168,6 +168,7 @@ class _Rows:
     deadline: float | None
     #: The field that holds values which nobody has looked at yet.
     unchecked: str = ""
+    trace: tuple[tuple[str, str], ...] = ()
 
 
 class ServedModel:
@@ -349,7 +350,7 @@ class ServedModel:
         if not self.ready:
             raise NotReady(f"model {self.name!r}: the classifier behind it cannot be asked")
         plan = self.guard.plan(call.client)
-        rows = _Rows(wire, (plan,) * len(wire), call.deadline, unchecked)
+        rows = _Rows(wire, (plan,) * len(wire), call.deadline, unchecked, call.trace)
         queued = time.perf_counter()
         answer: Answer = yield Queued(self._batcher, rows, len(wire), call)
         mine = [Span("queue", queued, answer.spans[0].start)]
@@ -455,6 +456,7 @@ class ServedModel:
             )
         try:
             answer = self.answer(wire, call)
+            token = TRACE_CONTEXT.set(call.trace)
             start = time.perf_counter()
             rows = [
                 None
@@ -463,6 +465,7 @@ class ServedModel:
                 for row, decision in enumerate(answer.decisions)
             ]
             self._metrics.stage(self.name, "certificate", time.perf_counter() - start)
+            TRACE_CONTEXT.reset(token)
         finally:
             self._certifying.release()
         return Certified(
@@ -491,6 +494,13 @@ class ServedModel:
 
     def _run(self, work: list[_Rows]) -> list[Answer | Exception]:
         """Answers, or what is wrong with a request."""
+        token = TRACE_CONTEXT.set(work[0].trace)
+        try:
+            return self._screened(work)
+        finally:
+            TRACE_CONTEXT.reset(token)
+
+    def _screened(self, work: list[_Rows]) -> list[Answer | Exception]:
         start = time.perf_counter()
         # The latest: one caller's haste may not end the work of the others.
         ends = [rows.deadline for rows in work]
@@ -534,5 +544,5 @@ class ServedModel:
             for rows, error in zip(work, wrong, strict=True)
             if error is None
         ]
-        answers = iter(self._run(sound) if sound else ())
+        answers = iter(self._screened(sound) if sound else ())
         return [next(answers) if error is None else error for error in wrong]

@@ -35,6 +35,19 @@ class Blocking:
 BLOCKING = Blocking()
 
 
+class Given:
+    """A result that is there already; an exception is raised."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def wait(self) -> Any:
+        """It."""
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
+
+
 def finish(steps: Steps[Result], pending: Pending | None = None) -> Result:
     """Run a request to its end in this thread.
 

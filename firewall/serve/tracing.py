@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -22,16 +21,20 @@ from firewall.serve.call import Call
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Span, TracerProvider
 
-#: W3C trace context of the request that this thread answers, for a classifier elsewhere. Of a batch
-#: it is that of the request that leads it.
-TRACE_CONTEXT: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("trace_context", default=())
 #: Codes that are the server's failure and not the client's (OpenTelemetry's conventions for gRPC).
 _FAILED = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 _CONTEXT_KEYS = ("traceparent", "tracestate")
 
 
 class Trace(Protocol):
-    """Of one request."""
+    """Of one request.
+
+    Attributes:
+        context: as W3C metadata, for a classifier elsewhere.
+
+    """
+
+    context: tuple[tuple[str, str], ...]
 
     def end(self, call: Call, code: str) -> None:
         """It was answered with a gRPC status."""
@@ -101,15 +104,14 @@ class _Trace:
         from opentelemetry.trace import set_span_in_context
 
         self._tracer, self._span = tracer, span
-        self._context = set_span_in_context(span)
+        self._parent = set_span_in_context(span)
         carrier: dict[str, str] = {}
-        propagator.inject(carrier, self._context)
-        self._token = TRACE_CONTEXT.set(tuple(carrier.items()))
+        propagator.inject(carrier, self._parent)
+        self.context = tuple(carrier.items())
 
     def end(self, call: Call, code: str) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
-        TRACE_CONTEXT.reset(self._token)
         span = self._span
         if span.is_recording():
             # Stages were timed on the clock that never jumps.
@@ -117,7 +119,7 @@ class _Trace:
             for stage in call.spans:
                 self._tracer.start_span(
                     stage.name,
-                    context=self._context,
+                    context=self._parent,
                     kind=SpanKind.CLIENT if stage.name == "upstream" else SpanKind.INTERNAL,
                     start_time=origin + int(stage.start * 1e9),
                 ).end(origin + int(stage.end * 1e9))

@@ -30,7 +30,7 @@ from firewall.errors import (
 )
 from firewall.protocol.failure import failure
 from firewall.protocol.tensors import TensorInfo, tensor_infos, tensors_of
-from firewall.serve.tracing import TRACE_CONTEXT
+from firewall.serve.call import TRACE_CONTEXT
 from firewall.wire import open_inference_pb2 as oip
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,9 @@ from firewall.bundle.store import Bundle
 from firewall.guard.policy import Policy
 from firewall.guard.verdict import Answer
 from firewall.serve.audit import Audit
+from firewall.serve.call import TRACE_CONTEXT
 from firewall.serve.direct import Direct, supported
+from firewall.serve.identity import Identity, Tokens
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
 from firewall.serve.runtime import ServedModel, load_guard
@@ -261,3 +263,81 @@ def test_a_value_that_is_none_is_its_own_requests_fault(tiny: Bundle) -> None:
                 assert answer.raw_output_contents[0] == expected
     finally:
         live.close()
+
+
+def test_who_may_not_ask_takes_no_place_from_others(tiny: Bundle) -> None:
+    """With headers alone, which is all that a call needs to take one."""
+    token, line = Tokens.entry("known")
+    hashed = line.split('"')[1]
+    settings = replace(
+        SETTINGS,
+        threads=2,
+        backlog=2,
+        identity=Identity(Tokens({"known": hashed}), anonymous=False),
+    )
+    live = Live(tiny, settings)
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(20)
+        yield from ()
+
+    try:
+        stream = live.channel.stream_unary(INFER)
+        for _ in range(20):
+            calls = [stream.future(nothing(), timeout=10) for _ in range(4)]
+            live.infer(message(1), metadata=(("authorization", f"Bearer {token}"),), timeout=5)
+            assert {call.code() for call in calls} <= {
+                grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED,
+            }  # fmt: skip
+    finally:
+        over.set()
+        live.close()
+
+
+class Traces:
+    """A tracer that remembers."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[tuple[tuple[str, str], ...], str]] = []
+
+    def begin(self, service: str, method: str, metadata: Mapping[str, Any]) -> Any:
+        tracer = self
+
+        class One:
+            context = (("traceparent", str(metadata["traceparent"])),)
+
+            def end(self, call: Any, code: str) -> None:
+                assert call.trace == self.context
+                tracer.ended.append((self.context, code))
+
+        return One()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_a_trace_stays_with_its_request_whatever_thread_it_is_in(tiny: Bundle, light: bool) -> None:
+    seen: list[Any] = []
+
+    class Seeing(Slow):
+        def _screened(self, work: list[Any]) -> Any:
+            seen.append(TRACE_CONTEXT.get())
+            if not light:
+                time.sleep(0.02)
+            return super()._screened(work)
+
+    traces = Traces()
+    server = Server(Models({"tiny": Seeing(tiny)}), SETTINGS, Metrics(), traces)
+    server.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            infer = channel.unary_unary(INFER)
+            for number in range(5):
+                infer(message(1), metadata=(("traceparent", f"t-{number}"),), timeout=10)
+    finally:
+        server.stop(0)
+    own = [(("traceparent", f"t-{number}"),) for number in range(5)]
+    assert seen == own
+    assert traces.ended == [(one, "OK") for one in own]

@@ -337,3 +337,22 @@ def test_of_many_what_is_late_or_too_much_is_told_so() -> None:
     assert found[1:3] == [-2, -3]
     assert all(isinstance(error, Overloaded) for error in found[3:])
     assert gate.batches == [[0], [2, 3]]
+
+
+def test_what_fails_at_once_says_nothing_of_how_long_rows_take() -> None:
+    def run(work: list[int]) -> list[int | Exception]:
+        if work == [13]:
+            raise ValueError("13")
+        if work == [14]:
+            return [ValueError("14")]
+        time.sleep(0.02)
+        return [-number for number in work]
+
+    one: Batcher[int, int] = Batcher(run, batch_rows=8, queue_rows=16)
+    assert one.submit(1, 1, Call.local()) == -1
+    for _ in range(30):
+        for number in (13, 14):
+            with pytest.raises(ValueError, match=str(number)):
+                one.submit(number, 1, Call.local())
+    assert not one.light
+    assert one.most_rows == 8

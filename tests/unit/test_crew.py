@@ -159,3 +159,40 @@ def test_a_request_in_steps_is_the_same_in_a_thread_of_its_own() -> None:
 
 def test_an_end_that_is_asked_for_before_the_beginning(elsewhere: Elsewhere) -> None:
     Crew(elsewhere).close(1)
+
+
+def test_many_rows_are_several_batches_and_none_is_refused(crew: Crew) -> None:
+    guard, answers = Guard(), dict[int, Any]()
+    guard.batcher = Batcher(guard._run, batch_rows=8, queue_rows=100)
+    guard.batcher.submit(0, 1, Call.local())
+    guard.batches.clear()
+
+    def ask(number: int) -> Steps[None]:
+        answers[number] = yield Queued(guard.batcher, number, 30, Call.local())
+
+    go = held(crew)
+    for number in range(20, 40):
+        crew.give(ask(number))
+    go.set()
+    crew.close(10)
+    assert answers == {number: 2 * number for number in range(20, 40)}
+    assert max(len(batch) for batch in guard.batches) <= 2
+
+
+def test_a_thread_that_cannot_start_is_asked_for_again(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, answers = Guard(), dict[int, Any]()
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            crew.give(guard.ask(1, answers))
+    crew.give(guard.ask(2, answers))
+    crew.close(10)
+    assert answers == {2: (4, "crew")}
+    with pytest.raises(RuntimeError, match="has ended"):
+        crew.give(guard.ask(3, answers))

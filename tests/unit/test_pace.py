@@ -52,3 +52,13 @@ def test_a_moment_in_which_nobody_waits_is_between_two_batches() -> None:
     for number in range(50):
         pace.ended(False, now + 2.0 + 0.1 * number)
         assert not pace.pressed(now + 2.0 + 0.1 * number)
+
+
+def test_a_server_that_idles_between_requests_foresees_no_wait_by_that() -> None:
+    """Two at a time, a tenth of a second each, every 0.8 s."""
+    pace = Pace()
+    for number in range(100):
+        start = 0.8 * number
+        pace.ended(True, start + 0.1)
+        pace.ended(False, start + 0.2, last=True)
+    assert pace.wait(3) == pytest.approx(0.3, rel=0.2)
