@@ -40,8 +40,7 @@ class Pace:
             self._was_busy = busy
             if busy:
                 self._waited = now
-            # Of one that is the last: until the next comes nothing is done, and that says nothing of
-            # capacity.
+            # After the last nothing is done until the next comes: that says nothing of capacity.
             before, self._last = self._last, None if last and not busy else now
             if before is None or not counts:
                 return
