@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,9 @@ class Boundary(grpc.ServerInterceptor):
         self._pace = Pace()
         self._side = side
         self._last_arrival = 0.0
+        self._lock = threading.Lock()
+        #: Requests whose message is there, and that have not ended.
+        self._working = 0
 
     @property
     def last_arrival(self) -> float:
@@ -226,7 +230,7 @@ class Boundary(grpc.ServerInterceptor):
         behind = self._behind()
         if not waiting and not behind and not self._pace.pressed(time.monotonic()):
             return 0.0
-        return max(behind, _SPREAD * self._pace.wait(waiting + self._room.busy))
+        return max(behind, _SPREAD * self._pace.wait(waiting + self._working))
 
     def _patience(self) -> float:
         """Seconds that a call may wait for its message."""
@@ -308,7 +312,7 @@ class Boundary(grpc.ServerInterceptor):
         start = time.perf_counter()
         self._metrics.started(service, method)
         call = self._call_of(context)
-        failure, trace = None, None
+        failure, trace, works = None, None, False
         answer = b""
         try:
             metadata = dict(context.invocation_metadata())
@@ -324,6 +328,9 @@ class Boundary(grpc.ServerInterceptor):
                 raise NotReady("the server is shutting down")
             with self._admission.enter(call.client):
                 message: bytes = yield receiving
+                with self._lock:
+                    self._working += 1
+                works = True
                 if raw.steps is not None:
                     answer = yield from raw.steps(message, call)
                 else:
@@ -331,8 +338,11 @@ class Boundary(grpc.ServerInterceptor):
         except Exception as error:
             failure = self._status(error, call.request_id)
         finally:
-            busy = self._room.waiting > 0 or self._behind() > 0
-            self._pace.ended(busy, time.monotonic(), last=self._room.busy <= 1)
+            if works:
+                with self._lock:
+                    self._working -= 1
+                busy = self._room.waiting > 0 or self._behind() > 0
+                self._pace.ended(busy, time.monotonic(), last=not self._working)
         code = "OK" if failure is None else failure.code.name
         self._metrics.handled(service, method, code, time.perf_counter() - start)
         if trace is not None:
