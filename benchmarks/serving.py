@@ -349,6 +349,7 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
         return float(small[name]["32"]["per_second"])
 
     guarded = rate("firewall, all guards")
+    peers = tuple(name for name in peers if name in small)
     image = result["image"]
     one = next(one for one in result["in_process"] if one["threads"] == 1)
     return {
@@ -374,6 +375,7 @@ def main() -> None:
     if len(cores) < 2:
         raise SystemExit("two cores are needed: one for the server, one for the clients")
     found: dict[str, dict[str, list[Any]]] = {"small": {}, "image": {}}
+    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         os.environ["FIREWALL_CONFIG_DIR"] = str(folder / "config")
@@ -390,7 +392,17 @@ def main() -> None:
                         continue
                     place = folder / f"{job}-{number}-{len(found[job])}-{server.name[:8]}"
                     place.mkdir()
-                    one = measure(server, place, pool, clients, rate, arguments.seconds, cores[0])
+                    try:
+                        one = measure(
+                            server, place, pool, clients, rate, arguments.seconds, cores[0]
+                        )
+                    except SystemExit as error:
+                        if server.name.startswith("firewall"):
+                            raise
+                        # Another project's, which does not start here.
+                        say(f"{job}, {server.name}: {error}")
+                        left_out[server.name] = str(error).splitlines()[0][:200]
+                        continue
                     found[job].setdefault(server.name, []).append(one)
                     most = one[f"{max(clients)}"]
                     say(f"{job}, {server.name}: {most['per_second']:.0f}/s, "
@@ -405,6 +417,7 @@ def main() -> None:
         **{job: {name: medians(one) for name, one in rows.items()} for job, rows in found.items()},
         "in_process": latencies,
         "bare_memory_mib": bare,
+        "left_out": sorted(left_out),
     }
     result["ratios"] = ratios(result)
     arguments.out.mkdir(parents=True, exist_ok=True)
