@@ -179,6 +179,9 @@ def serve(
     ] = "-",
 ) -> None:
     """Serve bundles over gRPC until stopped. SIGHUP reads policy and bundles again."""
+    # Asked for now: one that is killed while this starts has another number in its place later, and
+    # one that is gone already cannot be told that this is ready.
+    supervisor = None if worker_fd is None else os.getppid()
     from firewall.bundle.signing import config_dir, trusted_keys
     from firewall.bundle.store import Bundle, open_bundle
     from firewall.guard.policy import Policy
@@ -330,7 +333,11 @@ def serve(
         if part is not None:
             part.start()
     if worker_fd is not None and admin is not None:
-        _tell(worker_fd, server.http_port, admin.port)
+        try:
+            _tell(worker_fd, server.http_port, admin.port)
+        except BrokenPipeError:
+            log.error("the supervisor is gone; this worker stops")
+            signals.append(signal.SIGTERM)
     audit.event(
         "serving" if worker_fd is None else "worker",
         host=host,
@@ -344,7 +351,7 @@ def serve(
         policy=chosen.digest,
     )
     give_back()
-    _until_stopped(signals, rollout, None if worker_fd is None else os.getppid())
+    _until_stopped(signals, rollout, supervisor)
     audit.event("draining", grace=grace)
     for part in (files, admin):
         if part is not None:
