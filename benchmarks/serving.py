@@ -9,7 +9,7 @@ tier, all guards, and all guards in front of MLServer. *Image job*: EfficientNet
 tensors and JPEG bytes.
 
 A server has one core and the generator the other; one client, 8 and 32, each asking again when it
-is answered, then requests at a rate that all of them can answer. Every server is started anew in
+is answered, then requests at a rate that ours can answer. Every server is started anew in
 every round; figures are medians over rounds. In one process besides: a guarded clean request beside
 the bare one, in turn. Writes `benchmarks/results/serving/`: result.json and serving.png.
 """
@@ -52,7 +52,7 @@ OUT = Path(__file__).parent / "results" / "serving"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 PREDICT = "/firewall.v1.FirewallService/Predict"
 SMALL_CLIENTS, IMAGE_CLIENTS = (1, 8, 32), (1, 8)
-#: Requests a second of the open loop, which every server can answer.
+#: Requests a second of the open loop. Some of the others cannot keep up.
 SMALL_RATE, IMAGE_RATE = 300.0, 20.0
 #: Guarded answers: a guard refuses a share of clean requests, and has answered them.
 ANSWERED = {"OK", "PERMISSION_DENIED"}

@@ -21,8 +21,8 @@ _UNBOUNDED = 1 << 30
 
 #: Where graphs run. `cuda` fails where onnxruntime cannot use it, instead of falling back.
 Device = Literal["cpu", "cuda"]
-#: Values of a row's input, times the rows of one pass, at most, on a processor: beyond that a pass
-#: of more rows is no quicker for each, and what lies between its layers fills the memory.
+#: Values of a row's input, times the rows of one pass, at most, on a processor: what lies between
+#: the layers of a pass stays in memory for the next one.
 _VALUES = 1 << 16
 #: The default algorithm is a matrix product.
 _EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
@@ -268,7 +268,7 @@ def open_session(
     options.inter_op_num_threads = 1
     # Spinning threads take the cores that gRPC needs between two inferences.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # What one block for a whole pass would save in time is not to be measured; it is kept for ever.
+    # It would keep one block for each whole pass for ever.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"

@@ -240,18 +240,13 @@ class Boundary(grpc.ServerInterceptor):
         """Of a request for which there is no room. Read nothing of it, and take no time."""
         start = time.perf_counter()
         self._metrics.started(service, method)
-        call = Call.local()
+        call = self._call_of(context)
         trace = None
         try:
             metadata = dict(context.invocation_metadata())
             if self._tracer is not None:
                 trace = self._tracer.begin(service, method, metadata)
-            if REQUEST_ID_KEY in metadata:
-                _name(call, metadata[REQUEST_ID_KEY])
-            auth = context.auth_context() if self._secure else {}
-            self._identity.of(context.peer(), metadata, auth)
-            if self._draining():
-                raise NotReady("the server is shutting down")
+            self._identify(call, context, metadata)
             waiting = self._room.waiting
             raise Overloaded(
                 f"the queue is full: {waiting + self._room.busy} requests are ahead",
@@ -319,13 +314,7 @@ class Boundary(grpc.ServerInterceptor):
             if self._tracer is not None:
                 trace = self._tracer.begin(service, method, metadata)
                 call.trace = trace.context
-            if REQUEST_ID_KEY in metadata:
-                _name(call, metadata[REQUEST_ID_KEY])
-            # Without TLS there is nothing in it.
-            auth = context.auth_context() if self._secure else {}
-            call.client = self._identity.of(context.peer(), metadata, auth)
-            if self._draining():
-                raise NotReady("the server is shutting down")
+            self._identify(call, context, metadata)
             with self._admission.enter(call.client):
                 message: bytes = yield receiving
                 with self._lock:
@@ -351,6 +340,18 @@ class Boundary(grpc.ServerInterceptor):
             return failure
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return answer
+
+    def _identify(
+        self, call: Call, context: grpc.ServicerContext, metadata: dict[str, Any]
+    ) -> None:
+        """Whose call it is and under which id, while requests are answered at all."""
+        if REQUEST_ID_KEY in metadata:
+            _name(call, metadata[REQUEST_ID_KEY])
+        # Without TLS there is nothing in it.
+        auth = context.auth_context() if self._secure else {}
+        call.client = self._identity.of(context.peer(), metadata, auth)
+        if self._draining():
+            raise NotReady("the server is shutting down")
 
     def _call_of(self, context: grpc.ServicerContext) -> Call:
         remaining = context.time_remaining()

@@ -456,7 +456,6 @@ class ServedModel:
             )
         try:
             answer = self.answer(wire, call)
-            token = TRACE_CONTEXT.set(call.trace)
             start = time.perf_counter()
             rows = [
                 None
@@ -465,7 +464,6 @@ class ServedModel:
                 for row, decision in enumerate(answer.decisions)
             ]
             self._metrics.stage(self.name, "certificate", time.perf_counter() - start)
-            TRACE_CONTEXT.reset(token)
         finally:
             self._certifying.release()
         return Certified(

@@ -39,6 +39,8 @@ class Slow(ServedModel):
         self.go = threading.Event()
         self.go.set()
         self.entered = threading.Event()
+        #: Requests of each batch.
+        self.batches: list[int] = []
         super().__init__(
             bundle, load_guard(bundle, Policy(false_positive_rate=0.05)), metrics=Metrics(),
             audit=Audit(io.StringIO()), batch_rows=8, queue_rows=256,
@@ -47,6 +49,7 @@ class Slow(ServedModel):
     def _run(self, work: list[Any]) -> list[Answer]:
         self.entered.set()
         assert self.go.wait(20)
+        self.batches.append(len(work))
         return super()._run(work)
 
 
@@ -103,7 +106,6 @@ def test_another_grpc_is_served_in_its_ordinary_way(
 ) -> None:
     monkeypatch.setattr("grpc._server._status", lambda call, answer: None)
     assert not supported()
-    monkeypatch.setattr("firewall.serve.interceptors.supported", supported)
     server = Server(Models({"tiny": Slow(tiny)}), SETTINGS, Metrics())
     assert not isinstance(server._boundary.executor, Direct)
     server.stop(0)
@@ -261,6 +263,7 @@ def test_a_value_that_is_none_is_its_own_requests_fault(tiny: Bundle) -> None:
             else:
                 answer = oip.ModelInferResponse.FromString(call.result())
                 assert answer.raw_output_contents[0] == expected
+        assert max(live.model.batches) > 3
     finally:
         live.close()
 

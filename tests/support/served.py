@@ -32,7 +32,12 @@ class Served:
         return f"127.0.0.1:{self.port}"
 
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.audit.read_text().splitlines()]
+        """Of the audit log, once it is still: a thread of its own writes it, after the answer."""
+        text, before = self.audit.read_text(), None
+        while text != before:
+            time.sleep(0.2)
+            text, before = self.audit.read_text(), text
+        return [json.loads(line) for line in text.splitlines()]
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
