@@ -63,6 +63,10 @@ class Overloaded(FirewallError):
         self.retry_after = retry_after
 
 
+class TooLarge(FirewallError):
+    """A message is longer than is taken."""
+
+
 class DeadlineExceeded(FirewallError):
     """The caller's deadline passed before the answer was computed."""
 

@@ -91,6 +91,9 @@ def serve(
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for running requests at the end.")
     ] = 15.0,
+    transport: Annotated[
+        str, typer.Option(help="http2: our own, fast; grpc: gRPC's server, as a way out.")
+    ] = "http2",
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes that answer on the one port.")
     ] = 1,
@@ -203,6 +206,8 @@ def serve(
     )
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device: {device!r}; expected cpu or cuda")
+    if transport not in ("http2", "grpc"):
+        raise ConfigError(f"--transport: {transport!r}; expected http2 or grpc")
     paths = bundles or [default_bundle_in_a_process()]
     if upstream is not None and len(paths) != 1:
         raise ConfigError(f"--upstream: is for one bundle; {len(paths)} are given")
@@ -310,6 +315,7 @@ def serve(
         client_burst=client_burst,
         http_host=None if worker_fd is None else "127.0.0.1",
         shared_port=worker_fd is not None,
+        transport="grpc" if transport == "grpc" else "http2",
     )
     tracer = None
     if traces:

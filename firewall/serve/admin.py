@@ -15,9 +15,11 @@ from firewall.errors import InvalidInput
 from firewall.guard.policy import Policy
 from firewall.guard.verdict import Verdict
 from firewall.serve.admission import Admission
+from firewall.serve.arrival import Arrivals
+from firewall.serve.boundary import Boundary
 from firewall.serve.call import Call
 from firewall.serve.identity import Names
-from firewall.serve.interceptors import Boundary
+from firewall.serve.interceptor import Interceptor
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
 from firewall.serve.review import Review
@@ -27,6 +29,7 @@ from firewall.serve.services import generic_handler, message_methods
 from firewall.serve.shadow import Shadow
 from firewall.serve.status import to_admin_status
 from firewall.serve.tls import Credentials, bind
+from firewall.serve.workers import Workers
 from firewall.wire import admin_pb2 as wire
 
 ADMIN: ServiceDescriptor = wire.DESCRIPTOR.services_by_name["AdminService"]
@@ -153,23 +156,33 @@ class AdminServer:
             ConfigError: the port cannot be bound.
 
         """
-        self._boundary = Boundary(
-            frozenset({ADMIN.full_name}),
+
+        def draining() -> bool:
+            return False
+
+        self._workers, self._arrivals = Workers(_THREADS, "admin"), Arrivals()
+        boundary = Boundary(
+            self._workers,
             metrics,
-            lambda: False,
-            threads=_THREADS,
-            name="admin",
+            draining,
             backlog=_BACKLOG,
             max_wait=math.inf,
-            side=ThreadPoolExecutor(1, thread_name_prefix="admin-side"),
             identity=identity,
             admission=Admission(_THREADS),
             status=to_admin_status,
             secure=credentials is not None,
         )
+        interceptor = Interceptor(
+            frozenset({ADMIN.full_name}),
+            boundary,
+            self._workers,
+            self._arrivals,
+            ThreadPoolExecutor(1, thread_name_prefix="admin-side"),
+            draining,
+        )
         self._server = grpc.server(
-            cast(ThreadPoolExecutor, self._boundary.executor),
-            interceptors=[self._boundary],
+            cast(ThreadPoolExecutor, self._workers),
+            interceptors=[interceptor],
             options=(
                 ("grpc.max_receive_message_length", _MAX_MESSAGE),
                 ("grpc.so_reuseport", 0),
@@ -187,7 +200,8 @@ class AdminServer:
     def stop(self, grace: float = 5.0) -> None:
         """Let running changes end, and free the port."""
         self._server.stop(grace).wait()
-        self._boundary.close(grace)
+        self._workers.close(grace)
+        self._arrivals.close()
 
 
 def _path(text: str) -> Path:

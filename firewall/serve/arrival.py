@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 
@@ -20,8 +20,16 @@ from firewall.errors import Cancelled, InvalidInput
 _LOOK = 0.25
 
 
+class Cancellable(Protocol):
+    """A call, as far as waiting for it goes."""
+
+    def cancel(self) -> object:
+        """End it."""
+        ...
+
+
 class _Wait(NamedTuple):
-    context: grpc.ServicerContext
+    context: Cancellable
     since: float
     patience: Callable[[], float]
 
@@ -41,7 +49,7 @@ class Arrivals:
         self._over.set()
 
     def first(
-        self, requests: Iterator[Any], context: grpc.ServicerContext, patience: Callable[[], float]
+        self, requests: Iterator[Any], context: Cancellable, patience: Callable[[], float]
     ) -> Any:
         """The one message of a call, or the end of the call.
 
@@ -69,9 +77,7 @@ class Arrivals:
             self.came(own)
         raise InvalidInput("message", "is missing; expected one")
 
-    def expect(
-        self, key: int, context: grpc.ServicerContext, patience: Callable[[], float]
-    ) -> None:
+    def expect(self, key: int, context: Cancellable, patience: Callable[[], float]) -> None:
         """Look after a call from now on.
 
         Args:

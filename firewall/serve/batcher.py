@@ -127,6 +127,11 @@ class Batcher(Generic[Work, Result]):
         return self._lanes == 1 and 0 < self._row_seconds < _LIGHT
 
     @property
+    def free(self) -> bool:
+        """Whether nobody has to be waited for."""
+        return self._running < self._lanes and not self._queue
+
+    @property
     def most_rows(self) -> int:
         """Rows of a batch, at most, as things are."""
         with self._lock:

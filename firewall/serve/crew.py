@@ -1,22 +1,19 @@
-"""One thread for many small requests.
+"""Many small requests in one thread.
 
-While it computes a batch, the next messages arrive; then it takes all of them: each is brought to
-where it needs its guard, the guard sees them together, and each is answered. Nothing is woken and
-no lock changes hands between the requests of a batch. What needs long, or waits for somebody else,
-goes to a thread of its own.
+What has come by now is one round: each request is brought to where it needs its guard, the guard
+sees them together, and each is answered. Nothing is woken and no lock changes hands between the
+requests of a batch. What needs long, or waits for somebody else, goes to a thread of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from firewall.errors import NotReady
 from firewall.serve.batcher import Batcher, Queued
-from firewall.serve.scheduling import interrupt_nobody
 from firewall.serve.staged import Pending, Steps, finish
 
 log = logging.getLogger(__name__)
@@ -29,76 +26,36 @@ _ROUND = 64
 
 
 class Crew:
-    """Answers requests given as steps. Nothing runs before the first."""
+    """Answers requests given as steps, a round at a time."""
 
-    def __init__(self, elsewhere: Callable[[Callable[[], Any]], Any]) -> None:
-        """Take no thread yet.
+    def __init__(
+        self, elsewhere: Callable[[Callable[[], Any]], Any], wake: Callable[[], None]
+    ) -> None:
+        """Nothing is here.
 
         Args:
             elsewhere: runs a task in a thread that may wait.
+            wake: has the thread that calls `round` do so soon; it is told from any thread.
 
         """
-        self._elsewhere = elsewhere
+        self._elsewhere, self._wake = elsewhere, wake
         self._inbox: deque[tuple[Steps[None], Any]] = deque()
-        self._wake = threading.Condition(threading.Lock())
-        self._asleep = False
-        self._closed = False
-        self._thread: threading.Thread | None = None
 
     def give(self, steps: Steps[None], result: Any = None) -> None:
-        """A request, which answers for itself, and what it waits for. Never waits.
-
-        Raises:
-            RuntimeError: it is closed, or the system has no thread to give.
-
-        """
-        if self._thread is None or self._closed:
-            self._begin()
+        """A request, which answers for itself, and what it waited for. Never waits."""
         self._inbox.append((steps, result))
-        if self._asleep:
-            with self._wake:
-                self._wake.notify()
+        self._wake()
 
-    def close(self, timeout: float) -> None:
-        """Answer what is there, and end, within some seconds."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join(timeout)
-
-    def _begin(self) -> None:
-        with self._wake:
-            if self._closed:
-                raise RuntimeError("the crew has ended")
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="crew", daemon=True)
-                thread.start()
-                self._thread = thread
-
-    def _run(self) -> None:
-        interrupt_nobody()
-        while True:
-            with self._wake:
-                # Told before it is looked: who gives after that look sees it, and wakes us.
-                self._asleep = True
-                while not self._inbox:
-                    if self._closed:
-                        return
-                    self._wake.wait()
-                self._asleep = False
-            try:
-                self._round()
-            except BaseException:
-                # Requests answer for what they raise; this is nobody's, and the thread is needed.
-                log.exception("a round of requests failed")
-
-    def _round(self) -> None:
+    def round(self) -> bool:
+        """Answer what is here; True when more has come than a round takes."""
         inbox = self._inbox
+        if not inbox:
+            return False
         begun = [inbox.popleft() for _ in range(min(len(inbox), _ROUND))]
         every = [(steps, self._advance(steps, result)) for steps, result in begun]
         while every:
             every = self._computed(self._groups(every))
+        return bool(inbox)
 
     def _groups(self, every: list[_Waiting]) -> dict[Batcher[Any, Any], list[_Asking]]:
         """What may be computed here, by guard; the rest goes elsewhere."""
@@ -106,7 +63,7 @@ class Crew:
         for steps, pending in every:
             if pending is None:
                 continue
-            if isinstance(pending, Queued) and pending.batcher.light:
+            if isinstance(pending, Queued) and pending.batcher.light and pending.batcher.free:
                 groups.setdefault(pending.batcher, []).append((steps, pending))
             else:
                 self._hand_over(steps, pending)

@@ -16,10 +16,10 @@ from firewall import __version__
 from firewall.errors import InvalidInput
 from firewall.guard.span import Span
 from firewall.serve import codec
+from firewall.serve.boundary import RawMethod
 from firewall.serve.call import Call
 from firewall.serve.codec import Limits
 from firewall.serve.decoder import Decoder
-from firewall.serve.interceptors import RawMethod
 from firewall.serve.known_header import KnownHeaders
 from firewall.serve.models import Models
 from firewall.serve.runtime import ServedModel
@@ -200,11 +200,16 @@ def generic_handler(descriptor: ServiceDescriptor, methods: Mapping[str, RawMeth
     INTERNAL.
     """
     handlers: dict[str, Any] = {
-        # Not called by gRPC: `Boundary` makes handlers of them.
+        # Not called by gRPC: `Interceptor` makes handlers of them.
         method.name: grpc.unary_unary_rpc_method_handler(cast(Any, methods[method.name]))
         for method in descriptor.methods
     }
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
+
+
+def named(service: ServiceDescriptor, methods: Mapping[str, RawMethod]) -> dict[str, RawMethod]:
+    """The methods of a service by path."""
+    return {f"/{service.full_name}/{name}": raw for name, raw in methods.items()}
 
 
 def message_methods(descriptor: ServiceDescriptor, servicer: object) -> dict[str, RawMethod]:

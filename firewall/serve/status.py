@@ -21,6 +21,7 @@ from firewall.errors import (
     NotReady,
     Overloaded,
     Refused,
+    TooLarge,
     Unauthenticated,
     Unsupported,
     UpstreamError,
@@ -39,6 +40,8 @@ CODES: tuple[tuple[type[FirewallError], grpc.StatusCode], ...] = (
     (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    # As gRPC's own servers say it.
+    (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Cancelled, grpc.StatusCode.CANCELLED),
     (NotReady, grpc.StatusCode.UNAVAILABLE),

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import ssl
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class _Read:
     key: bytes
     certificate: bytes
     clients: bytes | None
+    #: The same as `ssl` takes it: what HTTP/2 asks for (RFC 9113, section 9.2).
+    context: ssl.SSLContext = field(compare=False)
 
     def configuration(self) -> Any:
         return grpc.ssl_server_certificate_configuration(
@@ -94,6 +96,11 @@ class Reader:
             self.changed,
             require_client_authentication=self._credentials.clients is not None,
         )
+
+    def context(self) -> ssl.SSLContext:
+        """For a new connection that speaks HTTP/2, by the files as they are now. Never raises."""
+        self.changed()
+        return self._read.context
 
     def changed(self) -> Any:
         """What is new since it was last asked; None when nothing is. Never raises: gRPC asks."""
@@ -163,10 +170,15 @@ def _stat(path: Path) -> Any:
 def _read(credentials: Credentials) -> _Read:
     """Checked: the key is the certificate's, and the authorities are some."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.set_alpn_protocols(["h2"])
     read = _Read(
         _bytes(credentials.key),
         _bytes(credentials.certificate),
         None if credentials.clients is None else _bytes(credentials.clients),
+        context,
     )
     try:
         # A password would be asked for on the terminal, and a server has none.
@@ -179,6 +191,7 @@ def _read(credentials: Credentials) -> _Read:
     if read.clients is not None:
         try:
             context.load_verify_locations(cadata=read.clients.decode("ascii"))
+            context.verify_mode = ssl.CERT_REQUIRED
         except (ssl.SSLError, ValueError) as error:
             raise ConfigError(
                 f"{credentials.clients}: not certificates of authorities in PEM"

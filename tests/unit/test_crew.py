@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -61,46 +60,27 @@ def elsewhere() -> Elsewhere:
 
 
 @pytest.fixture
-def crew(elsewhere: Elsewhere) -> Iterator[Crew]:
-    one = Crew(elsewhere)
-    yield one
-    one.close(10)
-
-
-def held(crew: Crew) -> threading.Event:
-    """The crew's thread waits for it, so that what is given meanwhile is one round."""
-    begun, go = threading.Event(), threading.Event()
-
-    def hold() -> Steps[None]:
-        begun.set()
-        assert go.wait(10)
-        return
-        yield BLOCKING
-
-    crew.give(hold())
-    assert begun.wait(10)
-    return go
+def crew(elsewhere: Elsewhere) -> Crew:
+    return Crew(elsewhere, lambda: None)
 
 
 def test_what_comes_meanwhile_is_one_batch(crew: Crew) -> None:
     guard, answers = Guard(), dict[int, Any]()
-    go = held(crew)
     for number in range(20, 50):
         crew.give(guard.ask(number, answers))
-    go.set()
-    crew.close(10)
-    assert answers == {number: (2 * number, "crew") for number in range(20, 50)}
+    while crew.round():
+        pass
+    assert answers == {number: (2 * number, "MainThread") for number in range(20, 50)}
     # All of them: rows of no time are no reason for small batches.
     assert guard.batches == [list(range(20, 50))]
 
 
 def test_guards_of_a_round_have_a_batch_each(crew: Crew) -> None:
     first, second, answers = Guard(), Guard(), dict[int, Any]()
-    go = held(crew)
     for number in range(20, 26):
         crew.give((first if number % 2 else second).ask(number, answers))
-    go.set()
-    crew.close(10)
+    while crew.round():
+        pass
     assert len(answers) == 6
     assert first.batches == [[21, 23, 25]]
     assert second.batches == [[20, 22, 24]]
@@ -108,17 +88,14 @@ def test_guards_of_a_round_have_a_batch_each(crew: Crew) -> None:
 
 def test_an_error_is_everyones_in_the_batch_and_ends_no_thread(crew: Crew) -> None:
     guard, answers = Guard(), dict[int, Any]()
-    go = held(crew)
     for number in (12, 13, 14):
         crew.give(guard.ask(number, answers))
-    go.set()
-    end = time.monotonic() + 10
-    while len(answers) < 3 and time.monotonic() < end:
-        time.sleep(0.005)
+    assert not crew.round()
     crew.give(guard.ask(15, answers))
-    crew.close(10)
+    while crew.round():
+        pass
     assert all(isinstance(answers[number], ValueError) for number in (12, 13, 14))
-    assert answers[15] == (30, "crew")
+    assert answers[15] == (30, "MainThread")
 
 
 def test_what_a_request_raises_is_its_own(crew: Crew, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,12 +105,11 @@ def test_what_a_request_raises_is_its_own(crew: Crew, caplog: pytest.LogCaptureF
         yield Queued(guard.batcher, 1, 1, Call.local())
         raise SystemExit("a plugin's")
 
-    go = held(crew)
     crew.give(broken())
     crew.give(guard.ask(15, answers))
-    go.set()
-    crew.close(10)
-    assert answers[15] == (30, "crew")
+    while crew.round():
+        pass
+    assert answers[15] == (30, "MainThread")
     assert "a request failed" in caplog.text
 
 
@@ -144,9 +120,10 @@ def test_what_blocks_or_is_slow_goes_elsewhere(crew: Crew, elsewhere: Elsewhere)
     crew.give(guard.ask(1, answers, blocks=True))
     crew.give(slow.ask(2, answers))
     crew.give(guard.ask(3, answers))
-    crew.close(10)
+    while crew.round():
+        pass
     elsewhere.join()
-    assert answers == {1: (2, "elsewhere"), 2: (4, "elsewhere"), 3: (6, "crew")}
+    assert answers == {1: (2, "elsewhere"), 2: (4, "elsewhere"), 3: (6, "MainThread")}
 
 
 def test_a_request_in_steps_is_the_same_in_a_thread_of_its_own() -> None:
@@ -157,8 +134,48 @@ def test_a_request_in_steps_is_the_same_in_a_thread_of_its_own() -> None:
     assert isinstance(answers[13], ValueError)
 
 
-def test_an_end_that_is_asked_for_before_the_beginning(elsewhere: Elsewhere) -> None:
-    Crew(elsewhere).close(1)
+def test_a_guard_that_is_busy_is_not_waited_for(crew: Crew, elsewhere: Elsewhere) -> None:
+    """By the thread in which everything else happens."""
+    guard, answers = Guard(), dict[int, Any]()
+    entered, go = threading.Event(), threading.Event()
+
+    def hold(work: list[int]) -> list[int]:
+        entered.set()
+        assert go.wait(10)
+        return [2 * number for number in work]
+
+    guard.batcher._run = hold
+    other = threading.Thread(target=guard.batcher.submit, args=(1, 1, Call.local()))
+    other.start()
+    assert entered.wait(10)
+    crew.give(guard.ask(7, answers))
+    assert not crew.round()
+    assert not answers
+    go.set()
+    other.join(10)
+    elsewhere.join()
+    assert answers == {7: (14, "elsewhere")}
+
+
+def test_a_round_is_only_so_long_and_there_is_another(crew: Crew) -> None:
+    guard, answers = Guard(), dict[int, Any]()
+    for number in range(100, 200):
+        crew.give(guard.ask(number, answers))
+    assert crew.round()
+    assert len(answers) == 64
+    assert not crew.round()
+    assert len(answers) == 100
+
+
+def test_who_runs_it_is_told_of_every_request(elsewhere: Elsewhere) -> None:
+    told: list[int] = []
+    crew = Crew(elsewhere, lambda: told.append(1))
+    guard, answers = Guard(), dict[int, Any]()
+    crew.give(guard.ask(1, answers))
+    crew.give(guard.ask(2, answers))
+    assert len(told) == 2
+    assert not crew.round()
+    assert not crew.round()
 
 
 def test_many_rows_are_several_batches_and_none_is_refused(crew: Crew) -> None:
@@ -170,29 +187,9 @@ def test_many_rows_are_several_batches_and_none_is_refused(crew: Crew) -> None:
     def ask(number: int) -> Steps[None]:
         answers[number] = yield Queued(guard.batcher, number, 30, Call.local())
 
-    go = held(crew)
     for number in range(20, 40):
         crew.give(ask(number))
-    go.set()
-    crew.close(10)
+    while crew.round():
+        pass
     assert answers == {number: 2 * number for number in range(20, 40)}
     assert max(len(batch) for batch in guard.batches) <= 2
-
-
-def test_a_thread_that_cannot_start_is_asked_for_again(
-    crew: Crew, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    guard, answers = Guard(), dict[int, Any]()
-
-    def fail(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", fail)
-        with pytest.raises(RuntimeError, match="can't start"):
-            crew.give(guard.ask(1, answers))
-    crew.give(guard.ask(2, answers))
-    crew.close(10)
-    assert answers == {2: (4, "crew")}
-    with pytest.raises(RuntimeError, match="has ended"):
-        crew.give(guard.ask(3, answers))

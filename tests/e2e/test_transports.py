@@ -1,4 +1,4 @@
-"""Calls as gRPC handles them, and as we do: whoever asks cannot tell."""
+"""Calls over our own transport, and over gRPC's: whoever asks cannot tell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from firewall.guard.policy import Policy
 from firewall.guard.verdict import Answer
 from firewall.serve.audit import Audit
 from firewall.serve.call import TRACE_CONTEXT
-from firewall.serve.direct import Direct, supported
 from firewall.serve.identity import Identity, Tokens
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
@@ -46,6 +45,12 @@ class Slow(ServedModel):
             audit=Audit(io.StringIO()), batch_rows=8, queue_rows=256,
         )  # fmt: skip
 
+    def hold(self) -> None:
+        """Take one's time from now on, as a guard whose batches go to threads of their own."""
+        self._batcher._row_seconds = 0.1
+        self.entered.clear()
+        self.go.clear()
+
     def _run(self, work: list[Any]) -> list[Answer]:
         self.entered.set()
         assert self.go.wait(20)
@@ -62,10 +67,6 @@ class Live:
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.infer = self.channel.unary_unary(INFER)
 
-    @property
-    def direct(self) -> bool:
-        return isinstance(self.server._boundary.executor, Direct)
-
     def handled(self, code: str) -> float:
         labels = {
             "grpc_type": "unary", "grpc_service": "inference.GRPCInferenceService",
@@ -79,10 +80,9 @@ class Live:
         self.server.stop(0)
 
 
-@pytest.fixture(params=[True, False], ids=["direct", "ordinary"])
+@pytest.fixture(params=["http2", "grpc"])
 def live(request: pytest.FixtureRequest, tiny: Bundle) -> Iterator[Live]:
-    one = Live(tiny, replace(SETTINGS, direct=request.param, threads=4, backlog=4))
-    assert one.direct is request.param
+    one = Live(tiny, replace(SETTINGS, transport=request.param, threads=4, backlog=4))
     yield one
     one.close()
 
@@ -93,22 +93,6 @@ def message(seed: int, rows: int = 1) -> bytes:
     request.inputs.add(name="image", datatype="FP32", shape=images.shape)
     request.raw_input_contents.append(images.tobytes())
     return request.SerializeToString()
-
-
-def test_this_grpc_is_one_that_we_know() -> None:
-    # Where it fails, gRPC's inner parts have changed: everything works, in the ordinary way, and
-    # more slowly. `firewall/serve/direct.py` is to be looked at.
-    assert supported()
-
-
-def test_another_grpc_is_served_in_its_ordinary_way(
-    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("grpc._server._status", lambda call, answer: None)
-    assert not supported()
-    server = Server(Models({"tiny": Slow(tiny)}), SETTINGS, Metrics())
-    assert not isinstance(server._boundary.executor, Direct)
-    server.stop(0)
 
 
 def outcome(live: Live, data: bytes) -> Any:
@@ -156,7 +140,7 @@ def test_bytes_that_are_no_message(live: Live) -> None:
 
 def test_a_deadline_passes_while_the_guard_computes(live: Live) -> None:
     outcome(live, message(1))
-    live.model.go.clear()
+    live.model.hold()
     with pytest.raises(grpc.RpcError) as raised:
         live.infer(message(1), timeout=0.3)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
@@ -167,15 +151,14 @@ def test_a_deadline_passes_while_the_guard_computes(live: Live) -> None:
 def test_who_goes_away_leaves_a_place(live: Live) -> None:
     """More than there are places, twice over."""
     expected = outcome(live, message(1))
-    live.model.go.clear()
-    live.model.entered.clear()
+    live.model.hold()
     calls = [live.infer.future(message(1), timeout=20) for _ in range(8)]
     assert live.model.entered.wait(10)
     for call in calls:
         call.cancel()
     live.model.go.set()
     end = time.monotonic() + 10
-    while not live.server._boundary.idle:
+    while not live.server._transport.boundary.idle:
         assert time.monotonic() < end
         time.sleep(0.01)
     for _ in range(8):
@@ -184,7 +167,7 @@ def test_who_goes_away_leaves_a_place(live: Live) -> None:
 
 def test_more_than_there_is_room_for(live: Live) -> None:
     outcome(live, message(1))
-    live.model.go.clear()
+    live.model.hold()
     calls = [live.infer.future(message(1), timeout=20) for _ in range(12)]
     refused = []
     end = time.monotonic() + 10
@@ -213,7 +196,7 @@ def test_a_large_message_has_a_thread_of_its_own(
     tiny: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And does not hold up small ones of another model."""
-    monkeypatch.setattr("firewall.serve.interceptors._SMALL", 2 * len(message(1)))
+    monkeypatch.setattr("firewall.serve.front._SMALL", 2 * len(message(1)))
     held, other = Slow(tiny), Slow(tiny)
     server = Server(Models({"tiny": held, "other": other}), SETTINGS, Metrics())
     server.start()
@@ -223,8 +206,7 @@ def test_a_large_message_has_a_thread_of_its_own(
             small = message(1).replace(b"\x04tiny", b"\x05other", 1)
             infer(message(1), timeout=10)
             infer(small, timeout=10)
-            held.go.clear()
-            held.entered.clear()
+            held.hold()
             large = infer.future(message(2, rows=8), timeout=20)
             assert held.entered.wait(10)
             assert infer(small, timeout=10)
@@ -245,8 +227,7 @@ def test_a_value_that_is_none_is_its_own_requests_fault(tiny: Bundle) -> None:
         bad[-4:] = np.array([np.nan], "<f4").view(np.uint8)
         expected = outcome(live, good)
         outcome(live, good)
-        live.model.go.clear()
-        live.model.entered.clear()
+        live.model.hold()
         calls = [live.infer.future(good, timeout=20) for _ in range(2)]
         assert live.model.entered.wait(10)
         # They come to one batch: the first two have the guard meanwhile.
@@ -263,7 +244,7 @@ def test_a_value_that_is_none_is_its_own_requests_fault(tiny: Bundle) -> None:
             else:
                 answer = oip.ModelInferResponse.FromString(call.result())
                 assert answer.raw_output_contents[0] == expected
-        assert max(live.model.batches) > 3
+        assert max(live.model.batches) > 1
     finally:
         live.close()
 
