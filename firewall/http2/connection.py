@@ -19,6 +19,8 @@ _CONTINUED = 16
 #: Frames that cost us and bring nothing (resets, pings, settings, what is for closed streams) that
 #: a client may send at once, and more for every second.
 _SPARE, _SPARE_A_SECOND = 2000.0, 200.0
+#: Streams of which that is remembered.
+_EARLY = 1024
 _OPENINGS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC")
 _NOT_HTTP2 = b"This port speaks gRPC, which is HTTP/2.\n"
 _HTTP1 = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n"
@@ -128,15 +130,22 @@ class Connection(Generic[Meaning]):
         self._leaving = False
         #: Whether it is over once what is left has been sent.
         self.closing = False
+        #: Streams that were answered before the client had sent everything: what it had sent by
+        #: then may still come, as much as it was granted.
+        self._early: dict[int, int] = {}
+        self._out: list[bytes] = []
+
+    def _greeting(self) -> list[bytes]:
         ours = {
             frames.MAX_CONCURRENT_STREAMS: self._bounds.streams,
             frames.INITIAL_WINDOW_SIZE: self._bounds.stream_window,
             frames.MAX_HEADER_LIST_SIZE: self._bounds.headers,
         }
-        self._out: list[bytes] = [frames.settings(ours)]
+        said = [frames.settings(ours)]
         more = self._bounds.window - frames.WINDOW
         if more > 0:
-            self._out.append(frame(frames.WINDOW_UPDATE, 0, 0, number(more)))
+            said.append(frame(frames.WINDOW_UPDATE, 0, 0, number(more)))
+        return said
 
     @property
     def open(self) -> int:
@@ -177,12 +186,13 @@ class Connection(Generic[Meaning]):
         expected = frames.PREFACE
         if data.startswith(expected):
             self._begun = True
+            self._out += self._greeting()
             return len(expected)
         if not expected.startswith(data):
             if data[:4] in _OPENINGS:
                 # Somebody with a browser or curl: told in a way that they can read.
                 length = b"Content-Length: %d\r\n\r\n" % len(_NOT_HTTP2)
-                self._out = [_HTTP1 + length + _NOT_HTTP2]
+                self._out.append(_HTTP1 + length + _NOT_HTTP2)
                 self.closing = True
             else:
                 raise _Broken(ErrorCode.PROTOCOL_ERROR, "not HTTP/2")
@@ -228,7 +238,11 @@ class Connection(Generic[Meaning]):
             raise _Broken(ErrorCode.FLOW_CONTROL_ERROR, "more than the connection's window")
         one = self._streams.get(stream)
         if one is None:
-            self._for_closed(stream)
+            left = self._early.get(stream, 0) - size
+            if left >= 0:
+                self._early[stream] = left
+            else:
+                self._for_closed(stream)
             return
         if one.ended:
             raise _Broken(ErrorCode.STREAM_CLOSED, "data after the end of a stream")
@@ -297,7 +311,8 @@ class Connection(Generic[Meaning]):
             return
         one = self._streams.get(stream)
         if one is None:
-            self._glitch()
+            if self._early.pop(stream, None) is None:
+                self._glitch()
         elif one.ended or not ended:
             raise _Broken(ErrorCode.PROTOCOL_ERROR, "headers within a stream, or after its end")
         else:
@@ -328,7 +343,7 @@ class Connection(Generic[Meaning]):
                 self._forget(stream)
                 events.append(Gone(stream))
                 self._glitch()
-            else:
+            elif self._early.pop(stream, None) is None:
                 self._for_closed(stream)
         elif kind == frames.CONTINUATION:
             self._continued(stream, flags, data, events)
@@ -448,10 +463,13 @@ class Connection(Generic[Meaning]):
                 trailers,
             )
             self._over(stream, one)
-            return
-        self.start(stream, head)
-        self.data(stream, body)
-        self.finish(stream, trailers)
+        else:
+            self.start(stream, head)
+            self.data(stream, body)
+            self.finish(stream, trailers)
+        # Who asks and is answered may do more that leads to nothing.
+        if self._spare < _SPARE:
+            self._spare += 1
 
     def start(self, stream: int, head: bytes) -> None:
         """The header block of an answer, which goes on."""
@@ -547,10 +565,10 @@ class Connection(Generic[Meaning]):
         """Answered in full: what the client still sends of it is of no use."""
         if not one.ended:
             self._out.append(frame(frames.RST_STREAM, 0, stream, number(ErrorCode.NO_ERROR)))
+            if len(self._early) >= _EARLY:
+                del self._early[next(iter(self._early))]
+            self._early[stream] = one.credit
         self._forget(stream)
-        # Who asks and takes answers may do more that leads to nothing.
-        if self._spare < _SPARE:
-            self._spare += 1
 
     def _forget(self, stream: int) -> None:
         one = self._streams.pop(stream)

@@ -13,12 +13,17 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 from firewall.bundle.store import Bundle
 from firewall.guard.policy import Policy
 from firewall.guard.verdict import Answer
 from firewall.serve.audit import Audit
 from firewall.serve.call import TRACE_CONTEXT
+from firewall.serve.grpc_transport import GrpcTransport
 from firewall.serve.identity import Identity, Tokens
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
@@ -66,6 +71,8 @@ class Live:
         self.server.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.infer = self.channel.unary_unary(INFER)
+        #: Closed with it.
+        self.opened: list[Any] = []
 
     def handled(self, code: str) -> float:
         labels = {
@@ -77,6 +84,8 @@ class Live:
     def close(self) -> None:
         self.model.go.set()
         self.channel.close()
+        for one in self.opened:
+            one.close()
         self.server.stop(0)
 
 
@@ -325,3 +334,106 @@ def test_a_trace_stays_with_its_request_whatever_thread_it_is_in(tiny: Bundle, l
     own = [(("traceparent", f"t-{number}"),) for number in range(5)]
     assert seen == own
     assert traces.ended == [(one, "OK") for one in own]
+
+
+def said(live: Live, method: str, data: bytes = b"", **options: Any) -> Any:
+    """Status of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as raised:
+        live.channel.unary_unary(method)(data, timeout=10, **options)
+    return raised.value
+
+
+@pytest.mark.parametrize("method", ["/inference.GRPCInferenceService/Nothing", "/a.B/C", "/", "/x"])
+def test_a_method_that_is_not_there(live: Live, method: str) -> None:
+    assert said(live, method).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_compressed_message_is_not_inflated(live: Live) -> None:
+    error = said(live, INFER, bytes(100_000), compression=grpc.Compression.Gzip)
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "compress" in error.details().lower()
+    assert not isinstance(outcome(live, message(1)), grpc.StatusCode)
+
+
+def test_a_message_of_many_windows(live: Live) -> None:
+    """Whose rows are too many: it has arrived whole."""
+    error = said(live, INFER, message(1, rows=2000))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "2000 rows" in error.details()
+
+
+@pytest.mark.parametrize("transport", ["http2", "grpc"])
+def test_a_message_that_is_too_large(tiny: Bundle, transport: Any) -> None:
+    live = Live(tiny, replace(SETTINGS, transport=transport, max_message=100_000))
+    try:
+        assert said(live, INFER, bytes(100_001)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not isinstance(outcome(live, message(1)), grpc.StatusCode)
+    finally:
+        live.close()
+
+
+def test_metadata_comes_as_it_was_sent(live: Live) -> None:
+    """Binary, too, and as much as there may be."""
+    metadata = (("x-request-id", "one"), ("x-some-bin", bytes(range(256))), ("x-long", "v" * 5000))
+    _, call = live.infer.with_call(message(1), metadata=metadata, timeout=10)
+    assert ("x-request-id", "one") in call.trailing_metadata()
+
+
+def test_health_and_reflection(live: Live) -> None:
+    stub = health_pb2_grpc.HealthStub(live.channel)
+    assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+    database = ProtoReflectionDescriptorDatabase(live.channel)
+    assert "inference.GRPCInferenceService" in database.get_services()
+    found = database.FindFileContainingSymbol("firewall.v1.FirewallService")
+    assert found.service[0].name == "FirewallService"
+
+
+def test_many_watch_health_and_it_is_still_told(live: Live) -> None:
+    """More than there are threads for it."""
+    stub = health_pb2_grpc.HealthStub(live.channel)
+    watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=30) for _ in range(20)]
+    if isinstance(live.server._transport, GrpcTransport):
+        # Each has a thread there, and there are eight.
+        watches = watches[:7]
+    assert [next(watch).status for watch in watches] == [1] * len(watches)
+    live.server._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert [next(watch).status for watch in watches] == [2] * len(watches)
+    for watch in watches:
+        watch.cancel()
+    live.server._set_health(health_pb2.HealthCheckResponse.SERVING)
+    assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+
+
+def test_who_is_being_answered_when_it_stops_is_answered(live: Live) -> None:
+    expected = outcome(live, message(1))
+    live.model.hold()
+    call = live.infer.future(message(1), timeout=20)
+    assert live.model.entered.wait(10)
+    stopping = threading.Thread(target=live.server.stop, args=(10,))
+    stopping.start()
+    time.sleep(0.3)
+    live.model.go.set()
+    assert oip.ModelInferResponse.FromString(call.result()).raw_output_contents[0] == expected
+    stopping.join(15)
+    assert not stopping.is_alive()
+
+
+def test_a_connection_that_breaks_leaves_its_places(live: Live) -> None:
+    outcome(live, message(1))
+    live.model.hold()
+    channel = grpc.insecure_channel(
+        f"127.0.0.1:{live.server.port}", (("grpc.use_local_subchannel_pool", 1),)
+    )
+    calls = [channel.unary_unary(INFER).future(message(1)) for _ in range(6)]
+    assert live.model.entered.wait(10)
+    channel.close()
+    live.model.go.set()
+    end = time.monotonic() + 10
+    while not live.server._transport.boundary.idle:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert all(call.done() for call in calls)
+    assert not isinstance(outcome(live, message(1)), grpc.StatusCode)
