@@ -18,6 +18,8 @@ PLUGINS = Path(firewall_plugins.__file__).parent
 #: Folder or file -> what it must not import. Prefixes of dotted names.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "errors.py": ("firewall", "grpc", "torch", "numpy"),
+    "http2": ("firewall.errors", "firewall.serve", "firewall.guard", "firewall.wire", "grpc",
+              "numpy", "onnxruntime", "torch", "prometheus_client"),
     "stages": ("firewall.guard", "firewall.bundle", "firewall.serve", "firewall.attack",
                "firewall.train", "firewall.client", "firewall.cli", "grpc", "onnxruntime",
                "prometheus_client"),
