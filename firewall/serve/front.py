@@ -59,33 +59,33 @@ class Front:
         self._workers, self._stock, self._most = workers, stock, most
         self._routes = {path: self._route(path, raw) for path, raw in methods.items()}
 
-    def begin(self, link: Link, stream: int, head: Head) -> Exchange | None:
-        """A call has begun; None when it has ended again, and nothing of it is of interest."""
-        route = self._routes.get(head.path)
+    def begin(self, link: Link, stream: int, head: Head) -> None:
+        """A call has begun."""
         if head.malformed or head.instead or head.problem is not None:
             self._wrong(link, stream, head)
-            return None
+            return
+        route = self._routes.get(head.path)
+        if route is None and not self._stock.knows(head.path):
+            text = f"{head.path[:128]}: this server has no such method"
+            self._say(link, stream, grpc.StatusCode.UNIMPLEMENTED, text)
+            return
+        exchange = Exchange(link, stream, head, self._most if route else self._stock.most)
+        link.hold(exchange)
         if route is None:
-            if not self._stock.knows(head.path):
-                text = f"{head.path[:128]}: this server has no such method"
-                self._say(link, stream, grpc.StatusCode.UNIMPLEMENTED, text)
-                return None
-            exchange = Exchange(link, stream, head, self._stock.most)
             self._stock.begin(exchange)
-            return exchange
-        exchange = Exchange(link, stream, head, self._most)
-        if self._boundary.overfull():
+        elif self._boundary.overfull():
             service, _, method = head.path[1:].partition("/")
             exchange.end(self._boundary.turn_away(service, method, exchange))
         else:
             self._gate.enter(exchange, route)
-        return exchange
 
     def _wrong(self, link: Link, stream: int, head: Head) -> None:
         if head.malformed:
-            link.machine.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            with link.lock:
+                link.machine.reset(stream, ErrorCode.PROTOCOL_ERROR)
         elif head.instead:
-            link.machine.finish(stream, head.instead)
+            with link.lock:
+                link.machine.finish(stream, head.instead)
         elif head.problem is not None:
             text = str(InvalidInput(*head.problem))
             self._say(link, stream, grpc.StatusCode.INVALID_ARGUMENT, text)

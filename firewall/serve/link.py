@@ -63,7 +63,7 @@ class Link:
         sock: socket.socket,
         peer: str,
         secure: Secure | None,
-        begin: Callable[[Link, int, Head], Exchange | None],
+        begin: Callable[[Link, int, Head], None],
         bounds: Bounds,
     ) -> None:
         """Begin.
@@ -73,7 +73,7 @@ class Link:
             sock: connected, does not block.
             peer: as gRPC writes it.
             secure: its TLS, if any.
-            begin: a call that has begun: makes an exchange of it, unless it has ended it.
+            begin: told of a call that has begun; has the link hold an exchange of it, or ends it.
             bounds: of what a client may do.
 
         """
@@ -139,20 +139,20 @@ class Link:
         for event in events:
             stream = event.stream
             if isinstance(event, Began):
-                self._began(event)
+                self._begin(self, stream, event.head)
             elif (exchange := self._exchanges.get(stream)) is None:
                 continue
             elif isinstance(event, Came):
                 exchange.came(event.data, event.ended)
             else:
-                del self._exchanges[stream]
+                # It may end in another thread meanwhile.
+                self._exchanges.pop(stream, None)
                 exchange.gone()
         self._loop.wrote(self)
 
-    def _began(self, event: Began[Head]) -> None:
-        exchange = self._begin(self, event.stream, event.head)
-        if exchange is not None:
-            self._exchanges[event.stream] = exchange
+    def hold(self, exchange: Exchange) -> None:
+        """An exchange of its own, told what comes from now on."""
+        self._exchanges[exchange.stream] = exchange
 
     def drop(self) -> None:
         """The connection is no more: whoever is being answered is told."""

@@ -21,7 +21,6 @@ from typing import Any
 
 from firewall.errors import ConfigError
 from firewall.http2.connection import Bounds
-from firewall.serve.exchange import Exchange
 from firewall.serve.grpc_wire import Head
 from firewall.serve.link import Link
 from firewall.serve.secure import Secure
@@ -38,7 +37,7 @@ _BACKLOG = 1024
 #: Seconds of silence after which the system asks whether a client is still there, and how often.
 _KEEPALIVE = (("TCP_KEEPIDLE", 300), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
 
-Begin = Callable[[Link, int, Head], Exchange | None]
+Begin = Callable[[Link, int, Head], None]
 
 
 def bound(host: str, port: int, *, shared: bool, flag: str) -> list[socket.socket]:
@@ -108,7 +107,7 @@ class Listener:
 
         Args:
             sockets: that listen on one port.
-            begin: a call that has begun: makes an exchange of it, unless it has ended it.
+            begin: told of a call that has begun; has its link hold an exchange of it, or ends it.
             work: done after what has come was read; True while there is more to do.
             secret: the TLS context for a new connection; None is without TLS.
             bounds: of what a client may do.

@@ -250,6 +250,30 @@ def test_many_connections(live: Live) -> None:
         outcome(live, message(1))
 
 
+def test_nothing_is_kept_of_calls_that_are_over(live: Live) -> None:
+    """Answered, refused for want of room, refused for what they say, or gone."""
+    raw = Raw(live)
+    live.model.hold()
+    for stream in range(1, 41, 2):
+        raw.call(stream)
+        raw.data(stream, prefixed(message(1)))
+    raw.sock.sendall(frame(frames.RST_STREAM, 0, 3, bytes(4)))
+    raw.call(41, [*FIELDS, ("grpc-timeout", "soon")])
+    raw.call(43, [(name, "/none" if name == ":path" else value) for name, value in FIELDS])
+    assert raw.fields(43)["grpc-status"] == "12"
+    live.model.go.set()
+    assert raw.fields(1)["grpc-status"] == "0"
+    [link] = [
+        one
+        for one in live.server._transport._listener._links  # type: ignore[attr-defined]
+        if one.peer.endswith(f":{raw.sock.getsockname()[1]}")
+    ]
+    end = time.monotonic() + 10
+    while link._exchanges or link.machine.open or not live.server._transport.boundary.idle:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_no_descriptor_is_left_for_a_while(live: Live, caplog: pytest.LogCaptureFixture) -> None:
     listener: Any = live.server._transport._listener  # type: ignore[attr-defined]
     [real] = listener._sockets
