@@ -442,6 +442,33 @@ def serving_ratios() -> list[str]:
     return rows + [f"| {what} | {aim} | {found[key]:.2f} |" for key, (what, aim) in aims.items()]
 
 
+def serving_brief() -> list[str]:
+    found = result("serving")["small"]
+    echo = "raw echo, threads"
+    rows = [
+        "| server | guard | requests a second | p50 | memory |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (
+        "Triton (PyTriton)",
+        "LitServe",
+        "KServe",
+        "MLServer",
+        echo,
+        "firewall, all guards",
+    ):
+        one = found[name]
+        shown, guard = (name, "none") if name != "firewall, all guards" else ("firewall", "all")
+        if name == echo:
+            shown = "gRPC alone, an echo that computes nothing"
+        most = one["32"]
+        rows.append(
+            f"| {shown} | {guard} | {most['per_second']:,.0f} | {most['p50_ms']:.1f} ms | "
+            f"{one['memory_mib']:.0f} MiB |"
+        )
+    return rows
+
+
 def growth() -> list[str]:
     found = result("growth")
     costs = found["cost"]
@@ -542,6 +569,7 @@ LATER = {
         "translation-denoisers": translation_denoisers,
     },
     "serving": {
+        "serving-brief": serving_brief,
         "serving-ratios": serving_ratios,
         "serving-small": partial(serving, "small"),
         "serving-image": partial(serving, "image"),

@@ -19,6 +19,8 @@ _CONTINUED = 16
 #: Frames that cost us and bring nothing (resets, pings, settings, what is for closed streams) that
 #: a client may send at once, and more for every second.
 _SPARE, _SPARE_A_SECOND = 2000.0, 200.0
+#: Bytes of a frame that is worth its trouble, unless it is a stream's last.
+_SCRAP = 64
 #: Streams of which that is remembered.
 _EARLY = 1024
 _OPENINGS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC")
@@ -253,9 +255,10 @@ class Connection(Generic[Meaning]):
             data = _unpadded(data)
         ended = bool(flags & frames.END_STREAM)
         one.ended = ended
-        if not data and not ended:
+        if len(data) < _SCRAP and not ended:
             self._glitch()
-            return
+            if not data:
+                return
         events.append(Came(stream, data, ended))
 
     def _header(

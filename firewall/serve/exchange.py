@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: A message; what is wrong with it; or None: there is none any more.
 Arrived = bytes | Exception | None
+#: Parts of a message that are kept as they came.
+_PARTS = 64
 Told = Callable[[Arrived], None]
 
 
@@ -53,7 +55,7 @@ class Exchange:
         self._deadline = None if head.timeout is None else time.monotonic() + head.timeout
         self._active, self._over, self._started, self._ended = True, False, False, False
         self._callbacks: list[Callable[[], None]] = []
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         #: Bytes that are there, and that the next message needs, as far as that is known.
         self._have, self._need = 0, PREFIX
         self._told: Told | None = None
@@ -126,8 +128,7 @@ class Exchange:
         with self._link.lock:
             self._ended = ended
             if data and not self._over:
-                self._chunks.append(data)
-                self._have += len(data)
+                self._keep(data)
             told = self._told
             if told is None:
                 return
@@ -161,7 +162,7 @@ class Exchange:
         if not self._active:
             return Cancelled("the caller went away, or the message did not come in time"), True
         if self._have >= self._need == PREFIX:
-            head = self._chunks[0]
+            head: bytes | bytearray = self._chunks[0]
             if len(head) < PREFIX:
                 head = b"".join(self._chunks)
                 self._chunks = [head]
@@ -181,11 +182,22 @@ class Exchange:
             return InvalidInput("message", f"ends after {self._have} bytes of it"), True
         return None, True
 
+    def _keep(self, data: bytes) -> None:
+        """More of a message. Of many parts one is made: parts of a byte would each take fifty."""
+        chunks = self._chunks
+        self._have += len(data)
+        if len(chunks) < _PARTS:
+            chunks.append(data)
+        elif isinstance(last := chunks[-1], bytearray):
+            last += data
+        else:
+            self._chunks = [*chunks[: _PARTS - 1], bytearray(chunks[-1] + data)]
+
     def _taken(self) -> bytes:
         """The first message, of which all is there. Locked."""
         whole = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        message = whole[PREFIX : self._need]
-        rest = whole[self._need :]
+        message = bytes(whole[PREFIX : self._need])
+        rest = bytes(whole[self._need :])
         self._chunks = [rest] if rest else []
         self._have, self._need = len(rest), PREFIX
         return message

@@ -21,6 +21,8 @@ _NOT_POST, _NOT_GRPC = b"\x08\x03405", b"\x08\x03415"
 #: Bytes in front of a message: whether it is compressed, and its length.
 PREFIX = 5
 
+#: Not application/grpc-web, which is another protocol.
+_GRPC = re.compile(rb"^application/grpc($|[+;])")
 _TIMEOUT = re.compile(rb"^([0-9]{1,8})([HMSmun])\Z")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 #: Of the transport, and not of the call.
@@ -74,7 +76,7 @@ def read_head(fields: Fields) -> Head:
     path = pseudo[b":path"].decode("ascii", "replace")
     if pseudo[b":method"] != b"POST":
         return Head(path, instead=_NOT_POST)
-    if not plain.get(b"content-type", b"").startswith(b"application/grpc"):
+    if not _GRPC.match(plain.get(b"content-type", b"")):
         return Head(path, instead=_NOT_GRPC)
     timeout, problem = None, None
     if (text := plain.get(b"grpc-timeout")) is not None:

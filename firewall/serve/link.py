@@ -140,6 +140,8 @@ class Link:
             stream = event.stream
             if isinstance(event, Began):
                 self._begin(self, stream, event.head)
+                if event.ended and (begun := self._exchanges.get(stream)) is not None:
+                    begun.came(b"", True)
             elif (exchange := self._exchanges.get(stream)) is None:
                 continue
             elif isinstance(event, Came):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import grpc
@@ -104,6 +105,8 @@ def test_a_request_by_hand(live: Live) -> None:
     [
         ({":method": "GET"}, {":status": "405"}),
         ({"content-type": "application/json"}, {":status": "415"}),
+        ({"content-type": "application/grpc-web+proto"}, {":status": "415"}),
+        ({"content-type": "application/grpc+proto"}, {"grpc-status": "3"}),
         ({":path": "/none"}, {"grpc-status": "12"}),
         ({"grpc-timeout": "soon"}, {"grpc-status": "3"}),
         ({"connection": "close"}, {"reset": "1"}),
@@ -141,13 +144,25 @@ def test_messages_that_are_none(live: Live, data: bytes, code: str, text: str) -
     assert text in found["grpc-message"]
 
 
-def test_a_message_byte_by_byte(live: Live) -> None:
+def test_a_message_bit_by_bit(live: Live) -> None:
     raw = Raw(live)
     raw.call(1)
     data = prefixed(message(1))
-    for at in range(len(data)):
-        raw.data(1, data[at : at + 1], ended=at == len(data) - 1)
+    for at in range(0, len(data), 3):
+        raw.data(1, data[at : at + 3], ended=at + 3 >= len(data))
     assert raw.fields(1)["grpc-status"] == "0"
+
+
+def test_a_message_in_many_parts(live: Live) -> None:
+    """More than are kept as they come, some of them scraps."""
+    raw = Raw(live)
+    raw.call(1)
+    data = prefixed(message(2, rows=64))
+    cuts = [0, 3, 7, 8, *range(100, len(data), 67), len(data)]
+    assert len(cuts) > 200
+    for start, end in pairwise(cuts):
+        raw.data(1, data[start:end], ended=end == len(data))
+    assert raw.fields(1)["grpc-status"] in ("0", "7")
 
 
 def test_a_browser_is_told_what_this_is(live: Live) -> None:

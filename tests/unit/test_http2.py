@@ -419,7 +419,9 @@ def test_who_takes_no_answers_gets_no_more_of_them() -> None:
     peer.begin(7)
 
 
-@pytest.mark.parametrize("kind", ["reset", "ping", "settings", "empty", "priority", "closed"])
+@pytest.mark.parametrize(
+    "kind", ["reset", "ping", "settings", "empty", "scrap", "priority", "closed"]
+)
 def test_what_leads_to_nothing_may_be_had_now_and_then(kind: str) -> None:
     """Resets right after requests, floods of pings and the like end a connection."""
     now = 0.0
@@ -438,10 +440,12 @@ def test_what_leads_to_nothing_may_be_had_now_and_then(kind: str) -> None:
                 "ping": frame(frames.PING, 0, 0, bytes(8)),
                 "settings": EMPTY,
                 "empty": frame(frames.DATA, 0, 3),
+                "scrap": frame(frames.DATA, 0, 3, b"x"),
                 "priority": frame(frames.PRIORITY, 0, 3, bytes(5)),
                 "closed": frame(frames.DATA, 0, 1, b"x"),
             }[kind]
         peer.ours.receive(data)
+        peer.ours.grant(3, 1000)
         peer.ours.take()
 
     for _ in range(1500):
