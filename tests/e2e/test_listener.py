@@ -148,8 +148,8 @@ def test_a_message_bit_by_bit(live: Live) -> None:
     raw = Raw(live)
     raw.call(1)
     data = prefixed(message(1))
-    for at in range(0, len(data), 3):
-        raw.data(1, data[at : at + 3], ended=at + 3 >= len(data))
+    for at in range(0, len(data), 10):
+        raw.data(1, data[at : at + 10], ended=at + 10 >= len(data))
     assert raw.fields(1)["grpc-status"] == "0"
 
 
