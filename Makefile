@@ -46,6 +46,7 @@ bench: $(VENV)/.dev  ## measure again, and write the tables of README and model 
 bench-serving: $(VENV)/.dev  ## minutes: guarded beside other projects' servers without a guard
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.stages
 	$(BIN)/python -m benchmarks.sidecar
 	$(BIN)/python -m benchmarks.tables
 

@@ -469,6 +469,24 @@ def serving_brief() -> list[str]:
     return rows
 
 
+def stages() -> list[str]:
+    names = {"http2": "ours", "grpc": "gRPC's"}
+    columns = [
+        (f"{names[transport]}, {clients} client{'s' if clients != '1' else ''}", one)
+        for transport, found in result("stages")["transports"].items()
+        for clients, one in found.items()
+    ]
+    rows = [
+        "| ms of a request | " + " | ".join(name for name, _ in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for stage in columns[0][1]["ms"]:
+        cells = " | ".join(f"{one['ms'][stage]:.3f}" for _, one in columns)
+        rows.append(f"| {stage} | {cells} |")
+    answered = " | ".join(f"{one['per_second']:,.0f}" for _, one in columns)
+    return [*rows, f"| requests a second | {answered} |"]
+
+
 def growth() -> list[str]:
     found = result("growth")
     costs = found["cost"]
@@ -530,7 +548,7 @@ def sidecar() -> list[str]:
 
 def fuzz() -> list[str]:
     rows = ["| target | seconds | inputs run | findings |", "|---|---|---|---|"]
-    for target in ("codec", "bundle"):
+    for target in ("codec", "bundle", "connection"):
         one = result("fuzz", f"{target}.json")
         rows.append(
             f"| {target} | {one['seconds']} | {one['number_of_executed_units']:,} | "
@@ -568,6 +586,7 @@ LATER = {
         "translation-looks": translation_looks,
         "translation-denoisers": translation_denoisers,
     },
+    "stages": {"stages": stages},
     "serving": {
         "serving-brief": serving_brief,
         "serving-ratios": serving_ratios,

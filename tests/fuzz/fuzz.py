@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of what reads bytes of strangers: requests, and bundles.
+"""Coverage-guided fuzzing of what reads bytes of strangers: connections, requests, and bundles.
 
     pip install atheris
-    python -m tests.fuzz.fuzz codec|bundle [--seconds 600] [--report FILE]
+    python -m tests.fuzz.fuzz codec|bundle|connection [--seconds 600] [--report FILE]
 
 An input that raises anything but an error of ours is a finding: it is kept beside this script as
 `crash-*`, and the exit status is not 0. Begins from good inputs. Not part of the tests: atheris has
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "benchmarks" / "results" / "fuzz"
@@ -146,6 +146,99 @@ def bundle() -> tuple[Callable[[bytes], None], list[bytes]]:
     return one, [*seeds, b"\2" + json.dumps(few).encode(), b"\6{}", b"\7{}"]
 
 
+def connection() -> tuple[Callable[[bytes], None], list[bytes]]:
+    """What a client sends, in one piece or, by its first byte, in several; calls are answered."""
+    import threading
+
+    import hpack
+
+    from firewall.http2 import frames
+    from firewall.http2.connection import Began, Bounds, Came, Connection
+    from firewall.http2.frames import ErrorCode, frame
+    from firewall.serve.exchange import Exchange
+    from firewall.serve.grpc_wire import Head, prefixed, read_head
+
+    class Link:
+        """A connection's, without a socket."""
+
+        peer, auth = "ipv4:127.0.0.1:1", dict[str, Any]()
+
+        def __init__(self) -> None:
+            self.lock = threading.RLock()
+            self.machine: Connection[Head] = Connection(read_head, Bounds(streams=8))
+            self.exchanges: dict[int, Exchange] = {}
+
+        def grant(self, stream: int, size: int) -> None:
+            self.machine.grant(stream, size)
+
+        def reset(self, stream: int) -> None:
+            self.machine.reset(stream, ErrorCode.CANCEL)
+
+        def ended(self, stream: int) -> None:
+            self.exchanges.pop(stream, None)
+
+        def flush(self) -> None:
+            sent = self.machine.take()
+            while sent and not sent.startswith(b"HTTP/1.1"):
+                size = int.from_bytes(sent[:3], "big")
+                if size > frames.FRAME_SIZE or sent[3] > frames.CONTINUATION:
+                    raise AssertionError("no frame is sent like that")
+                if len(sent) < 9 + size:
+                    raise AssertionError("half a frame is sent")
+                sent = sent[9 + size :]
+
+        def begin(self, stream: int, head: Head) -> None:
+            exchange = self.exchanges[stream] = Exchange(cast(Any, self), stream, head, 1000)
+
+            def told(came: Any) -> None:
+                exchange.end(came if isinstance(came, bytes) else None)
+
+            exchange.receive(told)
+
+        def take(self, data: bytes) -> None:
+            for event in self.machine.receive(data):
+                exchange = self.exchanges.get(event.stream)
+                if isinstance(event, Began):
+                    self.begin(event.stream, event.head)
+                    if event.ended and event.stream in self.exchanges:
+                        self.exchanges[event.stream].came(b"", True)
+                elif exchange is not None and isinstance(event, Came):
+                    exchange.came(event.data, event.ended)
+                elif exchange is not None:
+                    del self.exchanges[event.stream]
+                    exchange.gone()
+            self.flush()
+
+    def one(data: bytes) -> None:
+        link, step = Link(), (data[0] if data else 0) or len(data)
+        for at in range(1, len(data), max(1, step)):
+            link.take(data[at : at + step])
+        if len(link.exchanges) > 8:
+            raise AssertionError("more calls are held than may be open")
+
+    fields = [
+        (":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), (":authority", "x"),
+        ("te", "trailers"), ("content-type", "application/grpc"), ("grpc-timeout", "10S"),
+        ("x-some-bin", "AAEC"),
+    ]  # fmt: skip
+    encoder = hpack.Encoder()
+    start = frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 100})
+    call = frame(frames.HEADERS, frames.END_HEADERS, 1, encoder.encode(fields))
+    again = frame(frames.HEADERS, frames.END_HEADERS, 3, encoder.encode(fields))
+    message = prefixed(b"m" * 200)
+    whole = start + call + frame(frames.DATA, frames.END_STREAM, 1, message)
+    more = again + frame(frames.DATA, 0, 3, message[:9]) + frame(frames.DATA, 1, 3, message[9:])
+    other = frame(frames.PING, 0, 0, bytes(8)) + frame(
+        frames.WINDOW_UPDATE, 0, 0, bytes([0, 0, 1, 0])
+    )
+    reset = frame(frames.RST_STREAM, 0, 3, bytes(4)) + frame(frames.GOAWAY, 0, 0, bytes(8))
+    halves = frame(frames.HEADERS, 0, 5, b"\x82") + frame(frames.CONTINUATION, 4, 5, b"\x86")
+    return one, [
+        b"\0" + whole, b"\7" + whole + more, b"\0" + whole + again + reset,
+        b"\x20" + start + other + halves, b"\0GET / HTTP/1.1\r\n\r\n",
+    ]  # fmt: skip
+
+
 def _picture(kind: str) -> bytes:
     import io
 
@@ -156,14 +249,14 @@ def _picture(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-TARGETS = {"codec": codec, "bundle": bundle}
+TARGETS = {"codec": codec, "bundle": bundle, "connection": connection}
 
 
 def child(name: str, options: list[str]) -> None:
     """The fuzzer's process: libFuzzer ends it when it is done."""
     import atheris
 
-    with atheris.instrument_imports(include=["firewall", "PIL"]):
+    with atheris.instrument_imports(include=["firewall", "PIL", "hpack"]):
         from firewall.errors import FirewallError
 
         one, seeds = TARGETS[name]()
