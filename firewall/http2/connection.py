@@ -23,6 +23,11 @@ _SPARE, _SPARE_A_SECOND = 2000.0, 200.0
 _SCRAP = 64
 #: Streams of which that is remembered.
 _EARLY = 1024
+#: A table as it is at first, and the field that makes it empty.
+_TABLE, _NO_TABLE = 4096, b"\x20"
+#: Headers may be so many times what is asked for before the connection ends, and with it the calls
+#: of everybody who shares it.
+_INDULGENCE = 4
 _OPENINGS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC")
 _NOT_HTTP2 = b"This port speaks gRPC, which is HTTP/2.\n"
 _HTTP1 = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n"
@@ -36,7 +41,8 @@ class Bounds:
         streams: that are open at a time.
         stream_window: bytes of a stream before more is granted.
         window: bytes of all streams that are on their way to us.
-        headers: bytes of a block, and of the fields in it.
+        headers: bytes of a block, and of the fields in it, that are asked for; four times as many
+            end the connection.
         unsent: bytes of answers that wait for a client to take them; then it may begin no more.
 
     """
@@ -114,7 +120,7 @@ class Connection(Generic[Meaning]):
         """
         self._bounds = bounds or Bounds()
         self._clock = clock
-        self._headers = HeaderReader(interpret, self._bounds.headers)
+        self._headers = HeaderReader(interpret, _INDULGENCE * self._bounds.headers)
         self._rest = b""
         self._begun = False
         #: The first frame of a client is SETTINGS.
@@ -128,6 +134,10 @@ class Connection(Generic[Meaning]):
         self._stream_window = frames.WINDOW
         self._frame_size = frames.FRAME_SIZE
         self._unsent = 0
+        #: Whether more of what waits may go now.
+        self._widened = False
+        #: In front of the next header block.
+        self._resized = b""
         self._spare, self._spared = _SPARE, clock()
         self._leaving = False
         #: Whether it is over once what is left has been sent.
@@ -178,6 +188,12 @@ class Connection(Generic[Meaning]):
             self._close(error.code, error.text)
             return events
         self._rest = data[at:]
+        if self._widened:
+            # Once for all that was read.
+            self._widened = False
+            if self._unsent:
+                for number_, one in list(self._streams.items()):
+                    self._send(number_, one)
         if self._owed * 2 >= self._bounds.window:
             self._out.append(frame(frames.WINDOW_UPDATE, 0, 0, number(self._owed)))
             self._credit += self._owed
@@ -240,11 +256,11 @@ class Connection(Generic[Meaning]):
             raise _Broken(ErrorCode.FLOW_CONTROL_ERROR, "more than the connection's window")
         one = self._streams.get(stream)
         if one is None:
-            left = self._early.get(stream, 0) - size
-            if left >= 0:
-                self._early[stream] = left
-            else:
+            left = self._early.get(stream)
+            if left is None or not 0 < size <= left:
                 self._for_closed(stream)
+            else:
+                self._early[stream] = left - size
             return
         if one.ended:
             raise _Broken(ErrorCode.STREAM_CLOSED, "data after the end of a stream")
@@ -285,7 +301,7 @@ class Connection(Generic[Meaning]):
             raise _Broken(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
         _, ended, parts = self._block
         parts.append(data)
-        if len(parts) > _CONTINUED or sum(map(len, parts)) > self._bounds.headers:
+        if len(parts) > _CONTINUED or sum(map(len, parts)) > (_INDULGENCE * self._bounds.headers):
             raise _Broken(ErrorCode.ENHANCE_YOUR_CALM, "too many headers")
         if flags & frames.END_HEADERS:
             self._block = None
@@ -366,6 +382,7 @@ class Connection(Generic[Meaning]):
             return
         _expect(len(data) % 6 == 0, ErrorCode.FRAME_SIZE_ERROR, "a setting is six bytes")
         self._glitch()
+        window = self._stream_window
         for at in range(0, len(data), 6):
             key = int.from_bytes(data[at : at + 2], "big")
             value = int.from_bytes(data[at + 2 : at + 6], "big")
@@ -373,15 +390,11 @@ class Connection(Generic[Meaning]):
                 _expect(
                     value <= frames.MOST_WINDOW, ErrorCode.FLOW_CONTROL_ERROR, "too large a window"
                 )
-                more, self._stream_window = value - self._stream_window, value
-                for number_, one in list(self._streams.items()):
-                    one.window += more
-                    _expect(
-                        one.window <= frames.MOST_WINDOW,
-                        ErrorCode.FLOW_CONTROL_ERROR,
-                        "too large a window",
-                    )
-                    self._send(number_, one)
+                window = value
+            elif key == frames.HEADER_TABLE_SIZE:
+                # We have no table; but a client that allows less is to be told so (RFC 7541, 4.2).
+                if value < _TABLE:
+                    self._resized = _NO_TABLE
             elif key == frames.MAX_FRAME_SIZE:
                 _expect(
                     frames.FRAME_SIZE <= value < 1 << 24,
@@ -392,6 +405,18 @@ class Connection(Generic[Meaning]):
             elif key == frames.ENABLE_PUSH:
                 _expect(value <= 1, ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is 0 or 1")
         self._out.append(frame(frames.SETTINGS, frames.ACK, 0))
+        more, self._stream_window = window - self._stream_window, window
+        if not more:
+            return
+        # Once, however often a frame says it.
+        for one in self._streams.values():
+            one.window += more
+            _expect(
+                one.window <= frames.MOST_WINDOW,
+                ErrorCode.FLOW_CONTROL_ERROR,
+                "too large a window",
+            )
+        self._widened = True
 
     def _widen(self, stream: int, data: bytes) -> None:
         _expect(len(data) == 4, ErrorCode.FRAME_SIZE_ERROR, "a window update is four bytes")
@@ -404,19 +429,17 @@ class Connection(Generic[Meaning]):
                 ErrorCode.FLOW_CONTROL_ERROR,
                 "too large a window",
             )
-            if self._unsent:
-                for number_, one in list(self._streams.items()):
-                    self._send(number_, one)
+            self._widened = True
             return
-        one_ = self._streams.get(stream)
-        if one_ is None:
+        one = self._streams.get(stream)
+        if one is None:
             # As a rule it crossed our answer on its way.
             _expect(stream <= self._highest, ErrorCode.PROTOCOL_ERROR, "a stream never begun")
             return
-        one_.window += more
-        if one_.window > frames.MOST_WINDOW:
+        one.window += more
+        if one.window > frames.MOST_WINDOW:
             raise _Broken(ErrorCode.FLOW_CONTROL_ERROR, "too large a window")
-        self._send(stream, one_)
+        self._send(stream, one)
 
     def _for_closed(self, stream: int) -> None:
         """A frame of a stream that is no more: it may have crossed our end of it."""
@@ -453,6 +476,8 @@ class Connection(Generic[Meaning]):
         if one is None:
             return
         size = len(body)
+        if self._resized:
+            head, self._resized = self._resized + head, b""
         whole = max(size, len(head), len(trailers)) <= self._frame_size
         if whole and size <= one.window and size <= self._window:
             self._window -= size
@@ -470,9 +495,6 @@ class Connection(Generic[Meaning]):
             self.start(stream, head)
             self.data(stream, body)
             self.finish(stream, trailers)
-        # Who asks and is answered may do more that leads to nothing.
-        if self._spare < _SPARE:
-            self._spare += 1
 
     def start(self, stream: int, head: bytes) -> None:
         """The header block of an answer, which goes on."""
@@ -533,6 +555,11 @@ class Connection(Generic[Meaning]):
         return b"".join(out)
 
     @property
+    def unsent(self) -> int:
+        """Bytes of answers that the client does not take yet."""
+        return self._unsent
+
+    @property
     def has_output(self) -> bool:
         """Whether there is something to take."""
         return bool(self._out)
@@ -558,6 +585,8 @@ class Connection(Generic[Meaning]):
             self._over(stream, one)
 
     def _headers_out(self, stream: int, block: bytes, flags: int) -> None:
+        if self._resized:
+            block, self._resized = self._resized + block, b""
         kind, most = frames.HEADERS, self._frame_size
         while len(block) > most:
             self._out.append(frame(kind, flags, stream, block[:most]))
@@ -572,6 +601,9 @@ class Connection(Generic[Meaning]):
                 del self._early[next(iter(self._early))]
             self._early[stream] = one.credit
         self._forget(stream)
+        # Who asks and is answered may do more that leads to nothing.
+        if self._spare < _SPARE:
+            self._spare += 1
 
     def _forget(self, stream: int) -> None:
         one = self._streams.pop(stream)

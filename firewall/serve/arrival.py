@@ -7,6 +7,7 @@ outside, so every call is taken for one, and one thread looks after all that wai
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from firewall.errors import Cancelled, InvalidInput
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks at who has waited for too long.
 _LOOK = 0.25
@@ -106,4 +109,7 @@ class Arrivals:
             # A copy in one step: threads come and go meanwhile.
             for wait in list(self._waits.values()):
                 if now - wait.since > wait.patience():
-                    wait.context.cancel()
+                    try:
+                        wait.context.cancel()
+                    except Exception:
+                        log.exception("a call that does not come could not be ended")

@@ -140,8 +140,10 @@ class Front:
         finally:
             if outcome is None:
                 outcome = self._boundary.status(NotReady("the server is shutting down"), "")
-            exchange.end(outcome)
-            self._gate.ended()
+            try:
+                exchange.end(outcome)
+            finally:
+                self._gate.ended()
 
 
 #: What a call waits for at first: the gate gives it.

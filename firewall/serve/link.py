@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Seconds for a client to say that it speaks HTTP/2, to read a goodbye, and to read anything.
+SILENT, GOODBYE, STALLED = 20.0, 1.0, 30.0
 #: Bytes that are read at a time.
 _READ = 1 << 18
 #: Bytes that wait for the client's socket before nothing more is read from it.
@@ -45,8 +49,8 @@ class Loop(Protocol):
         """What to look for at its socket. In that thread."""
         ...
 
-    def finishing(self, link: Link) -> None:
-        """It has said goodbye. In that thread."""
+    def look_after(self, link: Link) -> None:
+        """It has an `end` now. In that thread."""
         ...
 
     def lost(self, link: Link) -> None:
@@ -87,6 +91,9 @@ class Link:
         #: Nothing more is sent, and what comes is of no interest.
         self._finishing = False
         self._watched = (True, False)
+        #: When it began, when anything was sent that had to wait, and when it began to end.
+        self._since = self._moved = time.monotonic()
+        self._closing: float | None = None
 
     @property
     def auth(self) -> dict[str, list[bytes]]:
@@ -98,14 +105,18 @@ class Link:
         return self._sock.fileno()
 
     @property
-    def settled(self) -> bool:
-        """Whether the client has said anything that makes sense."""
-        return self.machine.settled
+    def end(self) -> float:
+        """When it is to be dropped, on the monotonic clock, as things are."""
+        if self._closing is not None:
+            return self._closing + GOODBYE
+        if not self.machine.settled:
+            return self._since + SILENT
+        return self._moved + STALLED if self._left else math.inf
 
     @property
-    def finished(self) -> bool:
-        """Whether it has said goodbye."""
-        return self._finishing
+    def drained(self) -> bool:
+        """Whether the client has taken all that there is for it."""
+        return not self.machine.unsent and not self._left and not self.machine.has_output
 
     # --- in its thread ------------------------------------------------------------------------
 
@@ -119,22 +130,19 @@ class Link:
     def _read(self) -> None:
         try:
             data = self._sock.recv(_READ)
-            if data and self._secure is not None:
-                data = self._secure.received(data)
-                if not data and self._secure.broken:
-                    self._finish()
-                    return
-            elif not data:
-                self.drop()
-                return
         except BlockingIOError:
             return
         except OSError:
+            data = b""
+        if not data:
             self.drop()
             return
         if self._finishing:
             return
         with self.lock:
+            if self._secure is not None:
+                # Not while another thread seals.
+                data = self._secure.received(data)
             events = self.machine.receive(data)
         for event in events:
             stream = event.stream
@@ -151,6 +159,10 @@ class Link:
                 self._exchanges.pop(stream, None)
                 exchange.gone()
         self._loop.wrote(self)
+        if self._secure is not None and self._secure.broken:
+            # What TLS has to say of it, and nothing more.
+            self.flush_now()
+            self._finish()
 
     def hold(self, exchange: Exchange) -> None:
         """An exchange of its own, told what comes from now on."""
@@ -187,7 +199,9 @@ class Link:
         if self._finishing or not self._open:
             return
         self._finishing = True
-        self._loop.finishing(self)
+        if self._closing is None:
+            self._closing = time.monotonic()
+        self._loop.look_after(self)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
         exchanges, self._exchanges = list(self._exchanges.values()), {}
@@ -234,19 +248,22 @@ class Link:
             return
         with self.lock:
             self._send()
-            over = self.machine.closing and not self._left
-        if over:
+            closing, left = self.machine.closing, bool(self._left)
+        if closing and self._closing is None:
+            self._closing = time.monotonic()
+        if closing and not left:
             self._finish()
+        if closing or left:
+            self._loop.look_after(self)
         self._look()
 
     def _send(self) -> bool:
         """As much as the socket takes; whether something is left, or it is over. Locked."""
         data = self.machine.take()
-        if data and self._secure is not None:
-            data = self._secure.sealed(data)
         if self._secure is not None:
-            data = self._secure.handshake() + data
-        if self._left:
+            data = self._secure.sealed(data)
+        waited = bool(self._left)
+        if waited:
             self._left += data
             data = bytes(self._left)
             self._left.clear()
@@ -260,4 +277,6 @@ class Link:
                 return True
             if sent < len(data):
                 self._left += memoryview(data)[sent:]
+                if sent or not waited:
+                    self._moved = time.monotonic()
         return bool(self._left) or self.machine.closing

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import socket
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between looks at connections that are to end, or say nothing.
 _LOOK = 0.25
-#: Seconds for a client to say that it speaks HTTP/2, and to read a goodbye.
-_SILENT, _GOODBYE = 20.0, 1.0
 #: Seconds without accepting, when there is no descriptor left.
 _PAUSE = 0.1
 _BACKLOG = 1024
@@ -128,8 +127,10 @@ class Listener:
         self._thread: threading.Thread | None = None
         self._ident = 0
         self._stopping = False
-        #: When a connection that says nothing, or has been said goodbye to, is closed.
-        self._ends: dict[Link, float] = {}
+        #: Connections that may have an end: they say nothing, take nothing, or are said goodbye to.
+        self._ends: set[Link] = set()
+        #: Whether there is more to do at once.
+        self._again = False
         #: When connections are accepted again; 0 while they are.
         self._pause = 0.0
         self._looked = 0.0
@@ -172,16 +173,25 @@ class Listener:
         events = reads * selectors.EVENT_READ | writes * selectors.EVENT_WRITE
         self._selector.modify(link, events, link)
 
-    def finishing(self, link: Link) -> None:
-        """A link has said goodbye."""
-        self._ends[link] = time.monotonic() + _GOODBYE
+    def look_after(self, link: Link) -> None:
+        """A link has an end now."""
+        self._ends.add(link)
+
+    def again(self) -> None:
+        """There is more to do at once. In its thread."""
+        self._again = True
+
+    @property
+    def drained(self) -> bool:
+        """Whether every client has taken all that there is for it."""
+        return all(link.drained for link in list(self._links))
 
     def lost(self, link: Link) -> None:
         """A link is closed."""
         self._selector.unregister(link)
         self._links.discard(link)
         self._wrote.discard(link)
-        self._ends.pop(link, None)
+        self._ends.discard(link)
 
     def leave(self) -> None:
         """Accept no more connections and no more calls; what runs goes on."""
@@ -221,6 +231,7 @@ class Listener:
             except Exception:
                 # Of nobody's request in particular; and the thread is needed.
                 log.exception("a round of the listener failed")
+                more = True
                 time.sleep(0.01)
         self._release()
 
@@ -237,12 +248,20 @@ class Listener:
         tasks = self._tasks
         for _ in range(len(tasks)):
             tasks.popleft()()
+        self._again = False
         more = self._work()
         while self._wrote:
-            self._wrote.pop().flush_now()
+            self._flushed(self._wrote.pop())
         if self._ends or self._stopping or self._pause:
             self._look()
-        return more or bool(tasks)
+        return more or self._again or bool(tasks)
+
+    def _flushed(self, link: Link) -> None:
+        try:
+            link.flush_now()
+        except Exception:
+            log.exception("a connection failed")
+            link.drop()
 
     def _guarded(self, link: Link, reads: bool, writes: bool) -> None:
         try:
@@ -300,7 +319,7 @@ class Listener:
         link = Link(self, sock, peer_of(sock, address), secure, self._begin, self._bounds)
         self._selector.register(link, selectors.EVENT_READ, link)
         self._links.add(link)
-        self._ends[link] = time.monotonic() + _SILENT
+        self._ends.add(link)
         self._wrote.add(link)
 
     def _look(self) -> None:
@@ -310,9 +329,9 @@ class Listener:
         if now - self._looked < _LOOK and not self._stopping:
             return
         self._looked = now
-        for link, end in list(self._ends.items()):
-            if link.settled and not link.finished:
-                del self._ends[link]
+        for link in list(self._ends):
+            if (end := link.end) == math.inf:
+                self._ends.discard(link)
             elif now >= end:
                 link.drop()
 

@@ -45,7 +45,9 @@ class OwnTransport:
         self.port: int = self._listener.port
 
     def _wake(self) -> None:
-        if not self._listener.here:
+        if self._listener.here:
+            self._listener.again()
+        else:
             self._listener.wake()
 
     def start(self) -> None:
@@ -56,9 +58,9 @@ class OwnTransport:
         """Take no more calls, let those that run end within some seconds, and free the port."""
         end = time.monotonic() + grace
         self._listener.leave()
-        while not self.boundary.idle and time.monotonic() < end:
+        while time.monotonic() < end and not (self.boundary.idle and self._listener.drained):
             time.sleep(0.01)
-        # Who watches health is told by that; answers that are on their way out still go.
+        # Who watches health is told by that.
         self._listener.close(LAST)
         self._side.shutdown(wait=False, cancel_futures=True)
         self._workers.close(LAST)

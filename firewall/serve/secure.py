@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from typing import Any
+
+#: Kinds of alternative names that are names.
+_NAMES = ("DNS", "URI", "email", "IP Address")
 
 
 class Secure:
@@ -43,20 +47,16 @@ class Secure:
         return b"".join(opened)
 
     def sealed(self, data: bytes) -> bytes:
-        """What is to be sent for it."""
-        if not self._done:
-            self._early += data
-            return b""
-        if self._early:
+        """What is to be sent for it, and what TLS itself has to say."""
+        if self._early or not self._done:
             data, self._early = self._early + data, b""
-        if not self.broken:
-            self._tls.write(data)
-        return self._outgoing.read()
-
-    def handshake(self) -> bytes:
-        """What TLS itself has to say."""
-        if self._done and self._early:
-            return self.sealed(b"")
+        if not self._done:
+            self._early = data
+        elif data and not self.broken:
+            try:
+                self._tls.write(data)
+            except ssl.SSLError:
+                self.broken = True
         return self._outgoing.read()
 
     def _shaken(self) -> None:
@@ -68,7 +68,11 @@ class Secure:
         certificate: Any = self._tls.getpeercert()
         if not certificate:
             return
-        names = [value for _, value in certificate.get("subjectAltName", ())]
+        names = [
+            str(ipaddress.ip_address(value)) if kind == "IP Address" else value
+            for kind, value in certificate.get("subjectAltName", ())
+            if kind in _NAMES
+        ]
         common = [
             value
             for part in certificate.get("subject", ())

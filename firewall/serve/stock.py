@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 
-from firewall.errors import Cancelled, FirewallError, InvalidInput
+from firewall.errors import Cancelled, InvalidInput
 from firewall.serve.arrival import Arrivals
 from firewall.serve.exchange import Arrived, Exchange
 from firewall.serve.gate import HURRY
 from firewall.serve.grpc_wire import Metadata
-from firewall.serve.status import Status
+from firewall.serve.status import Status, to_status
 
 log = logging.getLogger(__name__)
 
 #: Seconds that a stream may be silent: reflection's clients ask and go.
 _SILENCE = 300.0
+#: Calls that wait for their message or for a thread, at most; each may hold a message.
+_WAITING = 256
 
 
 class _Context:
@@ -39,7 +41,11 @@ class _Context:
         return self._exchange.is_active()
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        return self._exchange.add_callback(callback)
+        there = self._exchange.add_callback(callback)
+        if not there:
+            # gRPC's servicers do not look at what is returned.
+            callback()
+        return there
 
     def invocation_metadata(self) -> Metadata:
         return self._exchange.invocation_metadata()
@@ -72,6 +78,9 @@ class Stock:
 
         """
         self._side, self._arrivals = side, arrivals
+        self._lock = threading.Lock()
+        #: Calls whose message has not come, or that have no thread yet.
+        self._waiting = 0
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def add_registered_method_handlers(
@@ -91,66 +100,67 @@ class Stock:
         return path in self._handlers
 
     def begin(self, exchange: Exchange) -> None:
-        """Answer a call."""
-        try:
-            self._side.submit(self._answer, exchange)
-        except RuntimeError:
-            exchange.end(_unavailable())
+        """Answer a call. A thread is taken when its message is there."""
+        self._receive(exchange, HURRY)
 
-    def _answer(self, exchange: Exchange) -> None:
-        handler: Any = self._handlers[exchange.head.path]
-        read = handler.request_deserializer or bytes
-        write = handler.response_serializer or bytes
-        context = _Context(exchange)
+    def _receive(self, exchange: Exchange, patience: float) -> None:
+        with self._lock:
+            room = self._waiting < _WAITING
+            self._waiting += room
+        if not room:
+            text = f"{_WAITING} calls of health and reflection wait"
+            exchange.end(_said(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
+            return
+        self._arrivals.expect(id(exchange), exchange, lambda: patience)
+
+        def told(came: Arrived) -> None:
+            self._arrivals.came(id(exchange))
+            try:
+                self._side.submit(self._answer, exchange, came)
+            except RuntimeError:
+                self._begun()
+                exchange.end(_said(grpc.StatusCode.UNAVAILABLE, "the server is shutting down"))
+
+        exchange.receive(told)
+
+    def _begun(self) -> None:
+        """A call waits no more."""
+        with self._lock:
+            self._waiting -= 1
+
+    def _answer(self, exchange: Exchange, came: Arrived) -> None:
+        self._begun()
         try:
-            if handler.unary_unary is not None:
-                answer = handler.unary_unary(self._only(exchange, read), context)
-                exchange.end(context.status() or write(answer))
-            elif getattr(handler.unary_stream, "experimental_non_blocking", False):
-                # It keeps no thread: it tells what there is when there is something.
-                request = self._only(exchange, read)
-                handler.unary_stream(request, context, _teller(exchange, write))
-            else:
-                if handler.unary_stream is not None:
-                    answers = handler.unary_stream(self._only(exchange, read), context)
-                else:
-                    answers = handler.stream_stream(self._every(exchange, read), context)
-                for answer in answers:
-                    exchange.send(write(answer))
-                exchange.end(context.status())
+            self._answered(exchange, came)
         except Cancelled:
             # Gone, or silent for too long, or it takes no answers.
             exchange.cancel()
-        except FirewallError as error:
-            exchange.end(_said(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
-        except Exception:
-            log.exception("%s failed", exchange.head.path)
-            exchange.end(_said(grpc.StatusCode.INTERNAL, "internal error"))
+        except Exception as error:
+            exchange.end(to_status(error, ""))
 
-    def _only(self, exchange: Exchange, read: Any) -> Any:
-        """The one message of a call."""
-        for message in self._messages(exchange, HURRY):
-            return _parsed(message, read)
-        raise InvalidInput("message", "is missing; expected one")
-
-    def _every(self, exchange: Exchange, read: Any) -> Iterator[Any]:
-        for message in self._messages(exchange, _SILENCE):
-            yield _parsed(message, read)
-
-    def _messages(self, exchange: Exchange, patience: float) -> Iterator[bytes]:
-        while True:
-            box: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
-            self._arrivals.expect(id(exchange), exchange, lambda: patience)
-            try:
-                exchange.receive(box.put)
-                came = box.get()
-            finally:
-                self._arrivals.came(id(exchange))
-            if came is None:
-                return
-            if isinstance(came, Exception):
-                raise came
-            yield came
+    def _answered(self, exchange: Exchange, came: Arrived) -> None:
+        handler: Any = self._handlers[exchange.head.path]
+        write = handler.response_serializer or bytes
+        context = _Context(exchange)
+        if isinstance(came, Exception):
+            raise came
+        if came is None:
+            if handler.stream_stream is None:
+                raise InvalidInput("message", "is missing; expected one")
+            exchange.end(None)
+            return
+        request = _parsed(came, handler.request_deserializer or bytes)
+        if handler.unary_unary is not None:
+            answer = handler.unary_unary(request, context)
+            exchange.end(context.status() or write(answer))
+        elif getattr(handler.unary_stream, "experimental_non_blocking", False):
+            # It keeps no thread: it tells what there is when there is something.
+            handler.unary_stream(request, context, _teller(exchange, write))
+        else:
+            # Message by message: no thread waits for the next, and reflection remembers nothing.
+            for answer in handler.stream_stream(iter([request]), context):
+                exchange.send(write(answer))
+            self._receive(exchange, _SILENCE)
 
 
 def _parsed(message: bytes, read: Any) -> Any:
@@ -175,7 +185,3 @@ def _teller(exchange: Exchange, write: Any) -> Callable[[Any], None]:
 
 def _said(code: grpc.StatusCode, text: str) -> Status:
     return Status(code, text, ())
-
-
-def _unavailable() -> Status:
-    return _said(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import grpc
 import hpack
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from firewall.bundle.store import Bundle
 from firewall.http2 import frames
@@ -183,7 +185,7 @@ def test_who_breaks_the_protocol_is_said_goodbye_to(live: Live) -> None:
 
 
 def test_who_says_nothing_is_not_waited_for(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firewall.serve.listener._SILENT", 0.3)
+    monkeypatch.setattr("firewall.serve.link.SILENT", 0.3)
     silent, half = Raw(live, begin=False), Raw(live, begin=False)
     half.sock.sendall(frames.PREFACE[:10])
     usual = Raw(live)
@@ -244,6 +246,61 @@ def test_a_flood_of_resets_ends_its_connection_alone(live: Live) -> None:
     while not live.server._transport.boundary.idle:
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_silent_calls_of_health_keep_it_from_nobody(live: Live) -> None:
+    raw = Raw(live)
+    health = [(n, "/grpc.health.v1.Health/Check" if n == ":path" else v) for n, v in FIELDS]
+    for stream in range(1, 601, 2):
+        raw.call(stream, health)
+    start = time.monotonic()
+    stub = health_pb2_grpc.HealthStub(live.channel)
+    with contextlib.suppress(grpc.RpcError):
+        # Full of them: it is said at once.
+        stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    while time.monotonic() - start < 10:
+        try:
+            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+            break
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+            time.sleep(0.1)
+    else:
+        raise AssertionError("health is told nobody")
+
+
+def test_a_large_answer_is_taken_to_its_end_before_the_server_stops(live: Live) -> None:
+    """By a client whose window is small."""
+    raw = Raw(live, begin=False)
+    raw.sock.sendall(frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 16}))
+    raw.call(1)
+    raw.data(1, prefixed(message(1)))
+    while raw.frame()[0] != frames.DATA:
+        pass
+    stopping = threading.Thread(target=live.server.stop, args=(10,))
+    stopping.start()
+    time.sleep(0.5)
+    assert stopping.is_alive()
+    raw.sock.sendall(frame(frames.WINDOW_UPDATE, 0, 1, frames.number(1000)))
+    raw.decoder = hpack.Decoder()
+    kinds = raw.until_closed()
+    assert frames.DATA in kinds
+    assert kinds[-2:] != [frames.GOAWAY, frames.GOAWAY]
+    assert frames.HEADERS in kinds
+    stopping.join(15)
+    assert not stopping.is_alive()
+
+
+def test_who_asks_and_never_reads_is_dropped(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firewall.serve.link.GOODBYE", 0.3)
+    raw = Raw(live)
+    raw.call(1)
+    raw.sock.sendall(frame(frames.DATA, 0, 0, b"x"))
+    listener: Any = live.server._transport._listener  # type: ignore[attr-defined]
+    end = time.monotonic() + 10
+    while len(listener._links) > 1:
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_many_connections(live: Live) -> None:

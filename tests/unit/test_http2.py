@@ -384,7 +384,7 @@ def test_more_than_a_streams_window() -> None:
 
 def test_headers_that_are_too_many() -> None:
     peer = Peer(Bounds(headers=2000)).started()
-    block = peer.encoder.encode([*FIELDS, (b"x", b"y" * 3000)])
+    block = peer.encoder.encode([*FIELDS, (b"x", b"y" * 9000)])
     peer.ours.receive(frame(frames.HEADERS, frames.END_HEADERS, 1, block))
     assert peer.goodbye() == (ErrorCode.ENHANCE_YOUR_CALM, "too many headers")
 
@@ -395,6 +395,41 @@ def test_headers_that_are_small_on_the_wire_and_large_in_memory() -> None:
     block = peer.encoder.encode([(b"x", b"y" * 1000)]) + b"\xbe" * 10_000
     peer.ours.receive(frame(frames.HEADERS, frames.END_HEADERS, 1, block))
     assert peer.goodbye()[0] == ErrorCode.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2, 3, 99])
+def test_empty_data_of_no_stream_is_kept_in_no_table(stream: int) -> None:
+    peer = Peer().started()
+    for _ in range(5000):
+        peer.ours.receive(frame(frames.DATA, 0, stream))
+    assert peer.ours.closing
+    assert not peer.ours._early
+
+
+def test_a_client_that_allows_no_table_is_told_that_there_is_none() -> None:
+    """Before anything else (RFC 7541, section 4.2)."""
+    peer = Peer()
+    peer.ours.receive(frames.PREFACE + frames.settings({frames.HEADER_TABLE_SIZE: 0}))
+    peer.begin(1).begin(3)
+    peer.sent()
+    decoder = hpack.Decoder()
+    decoder.max_allowed_table_size = 0
+    peer.ours.respond(1, b"\x88", b"x", literal(b"grpc-status", b"0"))
+    peer.ours.finish(3, b"\x88")
+    blocks = [payload for kind, _, _, payload in peer.sent() if kind == frames.HEADERS]
+    assert [decoder.decode(block) for block in blocks] == [
+        [(":status", "200")], [("grpc-status", "0")], [(":status", "200")],
+    ]  # fmt: skip
+
+
+def test_settings_that_say_it_many_times_say_it_once() -> None:
+    peer = Peer().started().begin(1)
+    payload = frames.settings({frames.INITIAL_WINDOW_SIZE: 5})[9:] * 500
+    last = frames.settings({frames.INITIAL_WINDOW_SIZE: 3})[9:]
+    peer.ours.receive(frame(frames.SETTINGS, 0, 0, payload + last))
+    peer.sent()
+    peer.ours.respond(1, b"\x88", b"abcdef", b"\x89")
+    assert [one[3] for one in peer.sent() if one[0] == frames.DATA] == [b"abc"]
 
 
 def test_streams_beyond_the_bound_are_refused_and_nothing_is_lost() -> None:
