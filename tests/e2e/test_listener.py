@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,7 +22,9 @@ from firewall.bundle.store import Bundle
 from firewall.http2 import frames
 from firewall.http2.frames import frame
 from firewall.serve.grpc_wire import prefixed
+from firewall.serve.tls import Credentials
 from tests.e2e.test_transports import INFER, SETTINGS, Live, message, outcome
+from tests.support.authority import Authority
 
 FIELDS = [
     (":method", "POST"), (":scheme", "http"), (":path", INFER), (":authority", "x"),
@@ -410,3 +413,32 @@ def test_stopping_says_goodbye_to_who_is_idle(live: Live) -> None:
     assert raw.until_closed()[-1] == frames.GOAWAY
     with pytest.raises(ConnectionRefusedError):
         Raw(live)
+
+
+def test_tls_is_read_by_one_thread_while_many_answer(tiny: Bundle, tmp_path: Path) -> None:
+    """Large requests, which are answered in threads of their own, over one connection."""
+    authority = Authority(tmp_path)
+    pair = authority.server()
+    settings = replace(SETTINGS, tls=Credentials(pair.certificate, pair.key), max_wait=60.0)
+    live = Live(tiny, settings)
+    live.model._batcher._row_seconds = 0.1
+    secret = grpc.ssl_channel_credentials(authority.file.read_bytes())
+    try:
+        with (
+            grpc.secure_channel(f"localhost:{live.server.port}", secret) as channel,
+            ThreadPoolExecutor(12) as pool,
+        ):
+            infer = channel.unary_unary(INFER)
+            asked = [message(seed, rows=8) for seed in range(8)]
+
+            def one(number: int) -> str:
+                try:
+                    return "OK" if infer(asked[number % 8], timeout=20) else "nothing"
+                except grpc.RpcError as error:
+                    return str(error.code())  # type: ignore[attr-defined]
+
+            # A guard refuses a share of what is clean.
+            allowed = {"OK", str(grpc.StatusCode.PERMISSION_DENIED)}
+            assert set(pool.map(one, range(400))) <= allowed
+    finally:
+        live.close()
