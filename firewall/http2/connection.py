@@ -387,9 +387,7 @@ class Connection(Generic[Meaning]):
             key = int.from_bytes(data[at : at + 2], "big")
             value = int.from_bytes(data[at + 2 : at + 6], "big")
             if key == frames.INITIAL_WINDOW_SIZE:
-                _expect(
-                    value <= frames.MOST_WINDOW, ErrorCode.FLOW_CONTROL_ERROR, "too large a window"
-                )
+                _expect_window(value)
                 window = value
             elif key == frames.HEADER_TABLE_SIZE:
                 # We have no table; but a client that allows less is to be told so (RFC 7541, 4.2).
@@ -411,11 +409,7 @@ class Connection(Generic[Meaning]):
         # Once, however often a frame says it.
         for one in self._streams.values():
             one.window += more
-            _expect(
-                one.window <= frames.MOST_WINDOW,
-                ErrorCode.FLOW_CONTROL_ERROR,
-                "too large a window",
-            )
+            _expect_window(one.window)
         self._widened = True
 
     def _widen(self, stream: int, data: bytes) -> None:
@@ -424,11 +418,7 @@ class Connection(Generic[Meaning]):
         _expect(more > 0, ErrorCode.PROTOCOL_ERROR, "a window update of nothing")
         if stream == 0:
             self._window += more
-            _expect(
-                self._window <= frames.MOST_WINDOW,
-                ErrorCode.FLOW_CONTROL_ERROR,
-                "too large a window",
-            )
+            _expect_window(self._window)
             self._widened = True
             return
         one = self._streams.get(stream)
@@ -437,8 +427,7 @@ class Connection(Generic[Meaning]):
             _expect(stream <= self._highest, ErrorCode.PROTOCOL_ERROR, "a stream never begun")
             return
         one.window += more
-        if one.window > frames.MOST_WINDOW:
-            raise _Broken(ErrorCode.FLOW_CONTROL_ERROR, "too large a window")
+        _expect_window(one.window)
         self._send(stream, one)
 
     def _for_closed(self, stream: int) -> None:
@@ -623,6 +612,10 @@ def _unpadded(data: bytes) -> bytes:
     if not data or data[0] >= len(data):
         raise _Broken(ErrorCode.PROTOCOL_ERROR, "more padding than there is")
     return data[1 : len(data) - data[0]]
+
+
+def _expect_window(size: int) -> None:
+    _expect(size <= frames.MOST_WINDOW, ErrorCode.FLOW_CONTROL_ERROR, "too large a window")
 
 
 def _expect(holds: bool, code: ErrorCode, text: str) -> None:

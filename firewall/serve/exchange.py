@@ -174,7 +174,7 @@ class Exchange:
             if size > self._most:
                 return TooLarge(f"message: {size} bytes; expected at most {self._most}"), True
             self._need = PREFIX + size
-        if self._have >= self._need and (self._need > PREFIX or self._have >= PREFIX):
+        if self._have >= self._need:
             return self._taken(), True
         if not self._ended:
             return None, False

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import grpc
 
@@ -39,7 +39,6 @@ class Head:
         path: of the method.
         timeout: seconds that the client gives it; None is for ever.
         metadata: the client's own, in order.
-        mapping: the same by key; of one that comes twice, the last.
         malformed: whether HTTP/2 forbids such headers.
         instead: header block to end the stream with, where it is not gRPC's.
         problem: what is wrong with a header, to be told to the client.
@@ -49,7 +48,6 @@ class Head:
     path: str = ""
     timeout: float | None = None
     metadata: Metadata = ()
-    mapping: Mapping[str, str | bytes] = field(default_factory=dict)
     malformed: bool = False
     instead: bytes = b""
     problem: tuple[str, str] | None = None
@@ -86,7 +84,7 @@ def read_head(fields: Fields) -> Head:
             problem = ("grpc-timeout", f"{shown!r}; expected up to 8 digits and one of HMSmun")
         else:
             timeout = int(found[1]) * _UNITS[found[2]]
-    return Head(path, timeout, tuple(metadata), dict(metadata), problem=problem)
+    return Head(path, timeout, tuple(metadata), problem=problem)
 
 
 def _metadata(name: bytes, value: bytes) -> list[tuple[str, str | bytes]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import selectors
 import socket
 import ssl
@@ -20,11 +19,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from firewall.errors import ConfigError
 from firewall.http2.connection import Bounds
 from firewall.serve.grpc_wire import Head
 from firewall.serve.link import Link
 from firewall.serve.secure import Secure
+from firewall.serve.sockets import peer_of
 
 log = logging.getLogger(__name__)
 
@@ -32,62 +31,10 @@ log = logging.getLogger(__name__)
 _LOOK = 0.25
 #: Seconds without accepting, when there is no descriptor left.
 _PAUSE = 0.1
-_BACKLOG = 1024
 #: Seconds of silence after which the system asks whether a client is still there, and how often.
 _KEEPALIVE = (("TCP_KEEPIDLE", 300), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
 
 Begin = Callable[[Link, int, Head], None]
-
-
-def bound(host: str, port: int, *, shared: bool, flag: str) -> list[socket.socket]:
-    """Listening sockets: one for each address that a name has, on one port.
-
-    Args:
-        host: address or name; an IPv6 address may have brackets.
-        port: 0 takes a free one.
-        shared: whether others may listen on the port as well.
-        flag: that named it, for errors.
-
-    Raises:
-        ConfigError: it cannot be bound.
-
-    """
-    sockets: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, _, _, _, address in dict.fromkeys(found):
-            try:
-                sockets.append(_listening(family, (address[0], port, *address[2:]), shared))
-            except OSError:
-                # A name such as localhost may have an address of a kind that is not here.
-                if not sockets and family == found[-1][0]:
-                    raise
-                continue
-            port = sockets[0].getsockname()[1]
-    except OSError as error:
-        raise ConfigError(f"{flag}: {host}:{port} cannot be bound; is it in use?") from error
-    return sockets
-
-
-def _listening(family: int, address: tuple[Any, ...], shared: bool) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if address[0] == "::":
-            # As gRPC: IPv4 as well.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(address)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return sock
 
 
 class Listener:
@@ -339,13 +286,3 @@ class Listener:
         for sock in (*self._sockets, self._waker, self._woken):
             sock.close()
         self._selector.close()
-
-
-def peer_of(sock: socket.socket, address: Any) -> str:
-    """A client as gRPC writes it: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`."""
-    host, port = str(address[0]), address[1]
-    if sock.family == socket.AF_INET6:
-        if host.startswith("::ffff:") and "." in host:
-            return f"ipv4:{host.removeprefix('::ffff:')}:{port}"
-        return f"ipv6:%5B{host}%5D:{port}"
-    return f"ipv4:{host}:{port}"

@@ -10,8 +10,9 @@ from firewall.serve.arrival import Arrivals
 from firewall.serve.crew import Crew
 from firewall.serve.front import Front
 from firewall.serve.gate import Gate
-from firewall.serve.listener import Listener, bound
+from firewall.serve.listener import Listener
 from firewall.serve.settings import Settings
+from firewall.serve.sockets import bound
 from firewall.serve.stock import Stock
 from firewall.serve.tls import Reader
 from firewall.serve.transport import LAST, Callee

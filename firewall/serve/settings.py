@@ -9,7 +9,7 @@ from firewall.serve.codec import Limits
 from firewall.serve.identity import Identity
 from firewall.serve.tls import Credentials
 
-Transport = Literal["http2", "grpc"]
+TransportName = Literal["http2", "grpc"]
 
 
 @dataclass(frozen=True)
@@ -54,4 +54,4 @@ class Settings:
     client_rate: float = 0.0
     client_burst: float = 0.0
     shared_port: bool = False
-    transport: Transport = "http2"
+    transport: TransportName = "http2"

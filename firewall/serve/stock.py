@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a stream may be silent: reflection's clients ask and go.
 _SILENCE = 300.0
-#: Calls that wait for their message or for a thread, at most; each may hold a message.
-_WAITING = 256
+#: Calls that wait for their message or for a thread, at most, each of which may hold a message; and
+#: how many are so many that none may be silent for long.
+_WAITING, _MANY = 256, 128
 
 
 class _Context:
@@ -104,6 +105,7 @@ class Stock:
         self._receive(exchange, HURRY)
 
     def _receive(self, exchange: Exchange, patience: float) -> None:
+        """Have its next message answered, unless it is silent for so many seconds."""
         with self._lock:
             room = self._waiting < _WAITING
             self._waiting += room
@@ -111,7 +113,9 @@ class Stock:
             text = f"{_WAITING} calls of health and reflection wait"
             exchange.end(_said(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
             return
-        self._arrivals.expect(id(exchange), exchange, lambda: patience)
+        self._arrivals.expect(
+            id(exchange), exchange, lambda: HURRY if self._waiting > _MANY else patience
+        )
 
         def told(came: Arrived) -> None:
             self._arrivals.came(id(exchange))

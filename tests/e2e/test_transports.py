@@ -229,7 +229,7 @@ def test_a_large_message_has_a_thread_of_its_own(
 
 def test_a_value_that_is_none_is_its_own_requests_fault(tiny: Bundle) -> None:
     """Though values are looked at by the batch."""
-    live = Live(tiny, SETTINGS)
+    live = Live(tiny, replace(SETTINGS, max_wait=60.0))
     try:
         good = message(1)
         bad = np.frombuffer(good, np.uint8).copy()
@@ -244,7 +244,10 @@ def test_a_value_that_is_none_is_its_own_requests_fault(tiny: Bundle) -> None:
             live.infer.future(bad.tobytes() if number % 3 == 1 else good, timeout=20)
             for number in range(9)
         ]
-        time.sleep(0.1)
+        end = time.monotonic() + 10
+        while live.model._batcher.queued_rows < 10:
+            assert time.monotonic() < end
+            time.sleep(0.01)
         live.model.go.set()
         for number, call in enumerate(calls):
             if number >= 2 and (number - 2) % 3 == 1:
@@ -253,7 +256,7 @@ def test_a_value_that_is_none_is_its_own_requests_fault(tiny: Bundle) -> None:
             else:
                 answer = oip.ModelInferResponse.FromString(call.result())
                 assert answer.raw_output_contents[0] == expected
-        assert max(live.model.batches) > 1
+        assert max(live.model.batches) > 3
     finally:
         live.close()
 
