@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a stream may be silent: reflection's clients ask and go.
 _SILENCE = 300.0
-#: Calls that wait for their message or for a thread, at most, each of which may hold a message; and
-#: how many are so many that none may be silent for long.
-_WAITING, _MANY = 256, 128
+#: Calls that wait for their message or for a thread, at most; each of them may hold a message.
+_WAITING = 256
 
 
 class _Context:
@@ -80,8 +79,10 @@ class Stock:
         """
         self._side, self._arrivals = side, arrivals
         self._lock = threading.Lock()
-        #: Calls whose message has not come, or that have no thread yet.
-        self._waiting = 0
+        #: Calls whose message has not come, those first that have been silent for longest.
+        self._silent: dict[int, Exchange] = {}
+        #: Calls whose message is there, and that have no thread yet.
+        self._queued = 0
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def add_registered_method_handlers(
@@ -105,20 +106,33 @@ class Stock:
         self._receive(exchange, HURRY)
 
     def _receive(self, exchange: Exchange, patience: float) -> None:
-        """Have its next message answered, unless it is silent for so many seconds."""
+        """Have its next message answered, unless it is silent for so many seconds, or there is no
+        room and no other has been silent for longer: who says nothing keeps health from nobody.
+        """
+        key, longest = id(exchange), None
         with self._lock:
-            room = self._waiting < _WAITING
-            self._waiting += room
+            full = len(self._silent) + self._queued >= _WAITING
+            if full and self._silent:
+                longest = self._silent.pop(next(iter(self._silent)))
+            room = not full or longest is not None
+            if room:
+                self._silent[key] = exchange
+        if longest is not None:
+            longest.cancel()
         if not room:
             text = f"{_WAITING} calls of health and reflection wait"
             exchange.end(_said(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
             return
-        self._arrivals.expect(
-            id(exchange), exchange, lambda: HURRY if self._waiting > _MANY else patience
-        )
+        self._arrivals.expect(key, exchange, lambda: patience)
 
         def told(came: Arrived) -> None:
-            self._arrivals.came(id(exchange))
+            self._arrivals.came(key)
+            gone = isinstance(came, Cancelled)
+            with self._lock:
+                self._silent.pop(key, None)
+                self._queued += not gone
+            if gone:
+                return
             try:
                 self._side.submit(self._answer, exchange, came)
             except RuntimeError:
@@ -128,16 +142,16 @@ class Stock:
         exchange.receive(told)
 
     def _begun(self) -> None:
-        """A call waits no more."""
+        """A call has its thread."""
         with self._lock:
-            self._waiting -= 1
+            self._queued -= 1
 
     def _answer(self, exchange: Exchange, came: Arrived) -> None:
         self._begun()
         try:
             self._answered(exchange, came)
         except Cancelled:
-            # Gone, or silent for too long, or it takes no answers.
+            # It takes no answers.
             exchange.cancel()
         except Exception as error:
             exchange.end(to_status(error, ""))

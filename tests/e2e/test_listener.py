@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
@@ -251,43 +250,39 @@ def test_a_flood_of_resets_ends_its_connection_alone(live: Live) -> None:
         time.sleep(0.01)
 
 
-def test_silent_calls_of_health_keep_it_from_nobody(live: Live) -> None:
-    raw = Raw(live)
-    health = [(n, "/grpc.health.v1.Health/Check" if n == ":path" else v) for n, v in FIELDS]
-    for stream in range(1, 601, 2):
-        raw.call(stream, health)
-    start = time.monotonic()
-    stub = health_pb2_grpc.HealthStub(live.channel)
-    with contextlib.suppress(grpc.RpcError):
-        # Full of them: it is said at once.
-        stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
-    while time.monotonic() - start < 10:
-        try:
-            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
-            break
-        except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
-            time.sleep(0.1)
-    else:
-        raise AssertionError("health is told nobody")
+SILENT = {
+    "calls of health": ("/grpc.health.v1.Health/Check", b""),
+    # They have been answered once, and may be silent for longer.
+    "streams of reflection": (
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", prefixed(b"")
+    ),
+}  # fmt: skip
 
 
-def test_silent_streams_of_reflection_neither(live: Live) -> None:
-    """That have been answered once, and may be silent for longer."""
+@pytest.mark.parametrize("which", SILENT)
+def test_who_says_nothing_keeps_health_from_nobody(live: Live, which: str) -> None:
+    """Not while the calls come, and not when they have; of them, the oldest are let go."""
     raw = Raw(live)
-    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    path, first = SILENT[which]
     fields = [(n, path if n == ":path" else v) for n, v in FIELDS]
+    stub = health_pb2_grpc.HealthStub(live.channel)
+    let_go: set[int] = set()
     for stream in range(1, 601, 2):
         raw.call(stream, fields)
-        raw.data(stream, prefixed(b""), ended=False)
-    stub = health_pb2_grpc.HealthStub(live.channel)
-    end = time.monotonic() + 10
-    listener: Any = live.server._transport._listener  # type: ignore[attr-defined]
-    stock = listener._begin.__self__._stock
-    while stock._waiting > 128 or stock._waiting == 0:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+        if first:
+            raw.data(stream, first, ended=False)
+            # Its answer: it is silent from now on.
+            while True:
+                kind, _, where, _ = raw.frame()
+                let_go |= {where} if kind == frames.RST_STREAM else set()
+                if where == stream and kind == frames.DATA:
+                    break
+        if stream % 60 == 1:
+            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
     assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+    assert 1 in let_go or raw.fields(1) == {"reset": "8"}
+    raw.data(599, first or prefixed(b""))
+    assert raw.fields(599)["grpc-status"] == "0"
 
 
 def test_a_large_answer_is_taken_to_its_end_before_the_server_stops(live: Live) -> None:
