@@ -25,9 +25,10 @@ from benchmarks.small import small_bundle, small_classifier
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
 from firewall.guard.calibration import Calibration
-from firewall.guard.compiled import CompiledGuard, open_session
+from firewall.guard.compiled import CompiledGuard
 from firewall.guard.live import LiveGuard
 from firewall.guard.policy import Policy
+from firewall.guard.session import open_session
 from firewall.guard.spec import GuardSpec, StageSpec
 from firewall.train.steps import write_json
 

@@ -17,10 +17,11 @@ from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
 from firewall.guard.calibration import Calibration
 from firewall.guard.compile import example, export
-from firewall.guard.compiled import CompiledGuard, open_session
+from firewall.guard.compiled import CompiledGuard
 from firewall.guard.live import LiveGuard
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import decode_image, to_wire
+from firewall.guard.session import open_session
 from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
 from firewall.train.photographs import crops, split, wheel_photographs

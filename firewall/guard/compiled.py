@@ -1,31 +1,21 @@
-"""A compiled guard, run by onnxruntime. The only place that opens a session; imports no torch."""
+"""A compiled guard, run by onnxruntime; imports no torch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from firewall.errors import BundleMalformed, ConfigError, StageFault
+from firewall.errors import ConfigError, StageFault
+from firewall.guard.session import Device, open_session
 from firewall.guard.span import Span
+from firewall.guard.tiers import Feed, open_tiers
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
-
-_UNBOUNDED = 1 << 30
-
-#: Where graphs run. `cuda` fails where onnxruntime cannot use it, instead of falling back.
-Device = Literal["cpu", "cuda"]
-#: Values of a row's input, times the rows of one pass, at most, on a processor: what lies between
-#: the layers of a pass stays in memory for the next one.
-_VALUES = 1 << 16
-#: The default algorithm is a matrix product.
-_EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 
 
 @dataclass(frozen=True)
@@ -104,14 +94,7 @@ class CompiledGuard:
             ConfigError: `device` is not to be had.
 
         """
-        # A certificate is about what answers: that must not compute with fewer bits either.
-        exact = "certificate.onnx" in graphs
-        self._cheap = open_session("cheap.onnx", graphs["cheap.onnx"], threads, device, exact=exact)
-        self._expensive = (
-            open_session("expensive.onnx", graphs["expensive.onnx"], threads, device, exact=exact)
-            if "expensive.onnx" in graphs
-            else None
-        )
+        self._tiers = open_tiers(graphs, threads, device)
         self._certificate = (
             open_session(
                 "certificate.onnx", graphs["certificate.onnx"], threads, device, exact=True
@@ -124,14 +107,14 @@ class CompiledGuard:
             if "smoothed.onnx" in graphs
             else None
         )
-        self._cheap_outputs = [output.name for output in self._cheap.get_outputs()]
-        self.rows_at_once = _rows_at_once(self._cheap) if device == "cpu" else _UNBOUNDED
-        self.provider: str = self._cheap.get_providers()[0]
+        self._cheap_outputs = self._tiers.cheap_outputs
+        self.rows_at_once = self._tiers.rows_at_once
+        self.provider = self._tiers.provider
 
     @property
     def has_expensive(self) -> bool:
         """Whether there is a second tier."""
-        return self._expensive is not None
+        return self._tiers.has_expensive
 
     def cheap(self, wire: Array, deadline: float | None = None) -> CheapResult:
         """Run the cheap tier on [N, *input shape] of the wire's datatype.
@@ -141,7 +124,7 @@ class CompiledGuard:
             deadline: of a classifier elsewhere; this one is here.
 
         """
-        outputs = self._passes(self._cheap, {"wire": wire}, len(wire))
+        outputs = self._passes(self._tiers.cheap, {"wire": wire}, len(wire))
         found = dict(zip(self._cheap_outputs, outputs, strict=True))
         logits = found.pop("logits")
         statistics = found.pop("statistics", None)
@@ -152,13 +135,13 @@ class CompiledGuard:
 
     def expensive(self, wire: Array, cheap: CheapResult, rows: Array) -> ExpensiveResult:
         """Run the expensive tier on the rows (indices) of a batch that the cheap tier has seen."""
-        if self._expensive is None:
+        if not self._tiers.has_expensive:
             raise ConfigError("tier: this guard has no expensive tier")
         every = len(rows) == len(wire)
         feed = {"wire": wire, "logits": cheap.logits} | cheap.features
         if not every:
             feed = {name: np.ascontiguousarray(value[rows]) for name, value in feed.items()}
-        outputs = self._passes(self._expensive, feed, len(rows))
+        outputs = self._passes(self._tiers.expensive, feed, len(rows))
         statistics = outputs[1] if len(outputs) > 1 else np.empty((len(rows), 0), np.float32)
         _check_rows("expensive", len(rows), outputs[0], statistics)
         return ExpensiveResult(outputs[0], statistics)
@@ -194,18 +177,23 @@ class CompiledGuard:
         if self._smoothed is None:
             logits = self.cheap(wire).logits
         else:
-            [logits] = self._passes(self._smoothed, {"wire": wire}, len(wire))
+            smoothed = self._smoothed
+            [logits] = self._passes(
+                lambda feed: smoothed.run(None, feed), {"wire": wire}, len(wire)
+            )
             _check_rows("smoothed", len(wire), logits)
         top: Array = logits.argmax(axis=1)
         return top
 
-    def _passes(self, session: ort.InferenceSession, feed: dict[str, Array], rows: int) -> Any:
-        """What a graph gives for so many rows."""
+    def _passes(
+        self, run: Callable[[Feed], list[Array]], feed: dict[str, Array], rows: int
+    ) -> list[Array]:
+        """What passes give for so many rows."""
         most = self.rows_at_once
         if rows <= most:
-            return session.run(None, feed)
+            return run(feed)
         parts = [
-            session.run(None, {name: value[n : n + most] for name, value in feed.items()})
+            run({name: value[n : n + most] for name, value in feed.items()})
             for n in range(0, rows, most)
         ]
         return [np.concatenate(one) for one in zip(*parts, strict=True)]
@@ -225,12 +213,6 @@ class CompiledGuard:
                 log_probabilities.append(log_softmax(cheap.logits))
                 statistics.append(cheap.statistics)
         return np.concatenate(log_probabilities), np.concatenate(statistics)
-
-
-def _rows_at_once(session: ort.InferenceSession) -> int:
-    [shape] = [one.shape for one in session.get_inputs() if one.name == "wire"]
-    values = math.prod(size for size in shape[1:] if isinstance(size, int))
-    return max(1, _VALUES // max(1, values))
 
 
 def _check_rows(tier: str, rows: int, *arrays: Floats) -> None:
@@ -255,34 +237,3 @@ def log_softmax(logits: Floats, *, finite: bool = False) -> Floats:
         return shifted
     with np.errstate(invalid="ignore"):
         return log_softmax(logits, finite=True)
-
-
-def open_session(
-    name: str, graph: bytes, threads: int, device: Device, *, exact: bool = False
-) -> ort.InferenceSession:
-    """Open a graph; `exact` forbids what interval bounds do not cover on CUDA: products of fewer
-    bits than float32 has, and convolutions by Winograd or Fourier transforms.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Spinning threads take the cores that gRPC needs between two inferences.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # It would keep one block for each whole pass for ever.
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    if wanted not in ort.get_available_providers():
-        raise ConfigError(f"device: {device!r} is not built into this onnxruntime; use 'cpu'")
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device == "cuda":
-        providers.insert(0, (wanted, _EXACT if exact else {}))
-    try:
-        session = ort.InferenceSession(graph, options, providers=providers)
-    except Exception as error:  # onnxruntime raises its own, undocumented classes
-        raise BundleMalformed(f"{name}: onnxruntime cannot load this graph") from error
-    if session.get_providers()[0] != wanted:
-        raise ConfigError(f"device: {device!r} was asked for and onnxruntime cannot use it here")
-    # Kept for a change of providers, which nobody asks for: as many bytes as the weights have.
-    session._model_bytes = b""
-    return session

@@ -16,14 +16,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from firewall.errors import BundleMalformed, StageFault, Unsupported
-from firewall.guard.compiled import (
-    Array,
-    CheapResult,
-    Device,
-    ExpensiveResult,
-    Floats,
-    open_session,
-)
+from firewall.guard.compiled import Array, CheapResult, ExpensiveResult, Floats
+from firewall.guard.session import Device, open_session
 from firewall.guard.span import Span
 from firewall.guard.spec import Spec
 

@@ -24,13 +24,14 @@ from firewall.errors import (
 )
 from firewall.guard.calibration import Calibration
 from firewall.guard.certificate import Certificate, interval_certificates
-from firewall.guard.compiled import CompiledGuard, Device, GuardGraphs
+from firewall.guard.compiled import CompiledGuard, GuardGraphs
 from firewall.guard.drift import Drift
 from firewall.guard.live import LiveGuard, Plan
 from firewall.guard.policy import Policy
 from firewall.guard.preprocess import NUMPY_DTYPES, check_values
 from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec
 from firewall.guard.selftest import SelfTest, same_classifier
+from firewall.guard.session import Device
 from firewall.guard.smoothing import Smoothing
 from firewall.guard.span import Span
 from firewall.guard.verdict import Answer, Decision, Verdict

@@ -42,8 +42,9 @@ class Served:
         guard = load_guard(tiny, Policy(false_positive_rate=0.05))
         compiled: Any = guard.compiled
         self.runs: Counter[str] = Counter()
-        compiled._cheap = Counting(compiled._cheap, "cheap", self.runs)
-        compiled._expensive = Counting(compiled._expensive, "expensive", self.runs)
+        tiers = compiled._tiers
+        tiers._cheap = Counting(tiers._cheap, "cheap", self.runs)
+        tiers._expensive = Counting(tiers._expensive, "expensive", self.runs)
         self.audit = Audit(io.StringIO())
         model = ServedModel(
             tiny, guard, metrics=metrics, audit=self.audit, batch_rows=8, queue_rows=64
