@@ -185,6 +185,9 @@ def serve(
     # Asked for now: one that is killed while this starts has another number in its place later, and
     # one that is gone already cannot be told that this is ready.
     supervisor = None if worker_fd is None else os.getppid()
+    from firewall.serve.memory import give_back, settle
+
+    settle()
     from firewall.bundle.signing import config_dir, trusted_keys
     from firewall.bundle.store import Bundle, open_bundle
     from firewall.guard.policy import Policy
@@ -192,7 +195,6 @@ def serve(
     from firewall.quarantine.key import pseudonym_key
     from firewall.serve.audit import Audit
     from firewall.serve.codec import Limits
-    from firewall.serve.memory import give_back
     from firewall.serve.metrics import Metrics
     from firewall.serve.models import Models
     from firewall.serve.review import Review

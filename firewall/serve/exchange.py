@@ -38,7 +38,7 @@ class Exchange:
 
     __slots__ = (
         "_active", "_callbacks", "_chunks", "_deadline", "_ended", "_have", "_link", "_most",
-        "_need", "_over", "_started", "_told", "_trailing", "head", "steps", "stream",
+        "_over", "_size", "_started", "_told", "_trailing", "head", "steps", "stream",
     )  # fmt: skip
 
     def __init__(self, link: Link, stream: int, head: Head, most: int) -> None:
@@ -56,8 +56,8 @@ class Exchange:
         self._active, self._over, self._started, self._ended = True, False, False, False
         self._callbacks: list[Callable[[], None]] = []
         self._chunks: list[bytes | bytearray] = []
-        #: Bytes that are there, and that the next message needs, as far as that is known.
-        self._have, self._need = 0, PREFIX
+        #: Bytes that are there, and of the next message, once its prefix has said so and is gone.
+        self._have, self._size = 0, -1
         self._told: Told | None = None
         self._trailing: Metadata = ()
         #: A method's own: what has begun, and waits for the message.
@@ -117,7 +117,7 @@ class Exchange:
             arrived, there = self._next()
             if not there:
                 self._told = told
-                self._link.grant(self.stream, self._need - self._have)
+                self._link.grant(self.stream, self._missing())
         if there:
             told(arrived)
         else:
@@ -136,7 +136,7 @@ class Exchange:
             if there:
                 self._told = None
             else:
-                self._link.grant(self.stream, self._need - self._have)
+                self._link.grant(self.stream, self._missing())
         if there:
             told(arrived)
 
@@ -161,26 +161,34 @@ class Exchange:
         """The next message, and whether there is one or never will be. Locked."""
         if not self._active:
             return Cancelled("the caller went away, or the message did not come in time"), True
-        if self._have >= self._need == PREFIX:
-            head: bytes | bytearray = self._chunks[0]
-            if len(head) < PREFIX:
-                head = b"".join(self._chunks)
-                self._chunks = [head]
-            size = int.from_bytes(head[1:PREFIX], "big")
-            if head[0] == 1:
+        if self._size < 0 and self._have >= PREFIX:
+            first: bytes | bytearray = self._chunks[0]
+            if len(first) < PREFIX:
+                first = b"".join(self._chunks)
+                self._chunks = [first]
+            size = int.from_bytes(first[1:PREFIX], "big")
+            if first[0] == 1:
                 return Unsupported("a compressed message: send it as it is (identity)"), True
-            if head[0]:
+            if first[0]:
                 return InvalidInput("message", "is not gRPC's: its first byte is not 0"), True
             if size > self._most:
                 return TooLarge(f"message: {size} bytes; expected at most {self._most}"), True
-            self._need = PREFIX + size
-        if self._have >= self._need:
+            # Of the first part alone, so that the whole is put together in one step.
+            self._chunks[0] = first[PREFIX:]
+            self._have -= PREFIX
+            self._size = size
+        if 0 <= self._size <= self._have:
             return self._taken(), True
         if not self._ended:
             return None, False
-        if self._have:
-            return InvalidInput("message", f"ends after {self._have} bytes of it"), True
+        there = self._have if self._size < 0 else self._have + PREFIX
+        if there:
+            return InvalidInput("message", f"ends after {there} bytes of it"), True
         return None, True
+
+    def _missing(self) -> int:
+        """Bytes that are still to come, as far as that is known. Locked."""
+        return (PREFIX if self._size < 0 else self._size) - self._have
 
     def _keep(self, data: bytes) -> None:
         """More of a message. Of many parts one is made: parts of a byte would each take fifty."""
@@ -195,11 +203,13 @@ class Exchange:
 
     def _taken(self) -> bytes:
         """The first message, of which all is there. Locked."""
-        whole = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        message = bytes(whole[PREFIX : self._need])
-        rest = bytes(whole[self._need :])
+        size, chunks = self._size, self._chunks
+        whole = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        message, rest = bytes(whole), b""
+        if self._have > size:
+            message, rest = message[:size], message[size:]
         self._chunks = [rest] if rest else []
-        self._have, self._need = len(rest), PREFIX
+        self._have, self._size = len(rest), -1
         return message
 
     # --- what goes ----------------------------------------------------------------------------
