@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.errors import ConfigError, StageFault
+from firewall.guard.cut import WORTH
 from firewall.guard.session import Device, open_session
 from firewall.guard.span import Span
 from firewall.guard.tiers import Feed, open_tiers
@@ -78,7 +79,12 @@ class CompiledGuard:
     """The two tiers of a guard around an embedded classifier."""
 
     def __init__(
-        self, graphs: Mapping[str, bytes], *, threads: int = 0, device: Device = "cpu"
+        self,
+        graphs: Mapping[str, bytes],
+        *,
+        threads: int = 0,
+        device: Device = "cpu",
+        shared_from: int = WORTH,
     ) -> None:
         """Open the sessions.
 
@@ -88,13 +94,14 @@ class CompiledGuard:
                 has a denoiser of its own.
             threads: of one inference; 0 is one a core.
             device: where to run.
+            shared_from: bytes of weights in both tiers, from which on they are kept once.
 
         Raises:
             BundleMalformed: onnxruntime cannot load a graph.
             ConfigError: `device` is not to be had.
 
         """
-        self._tiers = open_tiers(graphs, threads, device)
+        self._tiers = open_tiers(graphs, threads, device, shared_from)
         self._certificate = (
             open_session(
                 "certificate.onnx", graphs["certificate.onnx"], threads, device, exact=True

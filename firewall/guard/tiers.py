@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from firewall.guard.cut import WORTH, Cut, Piece, cut
+from firewall.guard.cut import Cut, Piece, cut
 from firewall.guard.session import Device, open_session
 
 Array = npt.NDArray[Any]
@@ -45,9 +45,7 @@ class Tiers(Protocol):
         """What the second gives for `wire`, `logits` and the features that the first hands on."""
 
 
-def open_tiers(
-    graphs: Mapping[str, bytes], threads: int, device: Device, worth: int = WORTH
-) -> Tiers:
+def open_tiers(graphs: Mapping[str, bytes], threads: int, device: Device, worth: int) -> Tiers:
     """Open `cheap.onnx` and, if there is one, `expensive.onnx`.
 
     Args:

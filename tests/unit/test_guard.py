@@ -144,6 +144,7 @@ def test_what_is_compiled_is_what_was_assembled(
     for name, data in graphs.items():
         check_graph(name, data)
     assert check_parity(guard, CompiledGuard(graphs), input_spec) < 1e-3
+    assert check_parity(guard, CompiledGuard(graphs, shared_from=0), input_spec) < 1e-3
 
 
 def test_the_gate_closes_on_another_guard(registry: Registry) -> None:
