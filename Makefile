@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types slow peers bench bench-serving bench-generators protos clean
+.PHONY: demo test lint types slow peers interop bench bench-serving bench-generators protos clean
 
 demo: $(VENV)/.demo  ## accept a cat, forge it into an iguana, refuse it
 	$(BIN)/firewall demo
@@ -18,6 +18,9 @@ slow: $(VENV)/.dev  ## minutes: real attacks on the real classifier
 
 peers: $(VENV)/.dev  ## minutes: against servers of other projects, installed on their own
 	$(BIN)/python -m pytest -n 0 -m peers
+
+interop: $(VENV)/.dev  ## clients and proxies in other languages, those that are installed
+	$(BIN)/python -m pytest -n 0 -m interop
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
