@@ -36,7 +36,7 @@ class Cut:
     """Two tiers in pieces.
 
     Attributes:
-        front: the wire to `image`; None where that is the wire itself.
+        front: the wire to `image`.
         body: `image` to what the cheap tier gives.
         before: what the expensive tier takes to `images`, and what `after` needs of it.
         after: that, and `seen`, to what the expensive tier gives.
@@ -46,7 +46,7 @@ class Cut:
 
     """
 
-    front: Piece | None
+    front: Piece
     body: Piece
     before: Piece
     after: Piece
@@ -201,8 +201,8 @@ def _common(first: _Graph, second: _Graph, seen: str) -> _Common | None:
 def _walk(
     first: _Graph, second: _Graph, seen: str, closed: set[str]
 ) -> tuple[dict[int, int], set[tuple[str, str]]]:
-    """Nodes of the first by those of the second that they are the same as, from the end on, and
-    the pairs of names behind which they are not. Not through names of the second that are closed.
+    """Nodes of the second by those of the first that are the same, from the end on, and the pairs
+    of names behind which they are not. Not through names of the second that are closed.
     """
     pairs: dict[int, int] = {}
     ends: set[tuple[str, str]] = set()
@@ -259,25 +259,22 @@ def _used_elsewhere(graph: _Graph, nodes: frozenset[int], seen: str) -> set[str]
 def _pieces(first: _Graph, second: _Graph, common: _Common) -> Cut | None:
     image, images, seen = common.image, common.images, common.seen
     body, taken = first.needed(first.outputs, frozenset((image,)))
-    if taken != {image}:
+    # A wire that is the image itself would have nothing in front; ours are always clamped.
+    if taken != {image} or image in first.inputs:
         return None
-    front = None
-    if image not in first.inputs:
-        nodes, taken = first.needed([image], frozenset())
-        front = first.piece(nodes, sorted(taken), [image])
-        if front is None:
-            return None
+    start, wire = first.needed([image], frozenset())
     early, taken = second.needed([images], frozenset())
     made = {name for at in early for name in second.nodes[at].output}
     late, needs = second.needed(second.outputs, frozenset((seen, *made)))
     pieces = (
+        first.piece(start, sorted(wire), [image]),
         first.piece(body, [image], first.outputs),
         second.piece(early, sorted(taken), [images, *sorted((needs & made) - {images})]),
         second.piece(late, sorted(needs), second.outputs),
     )
     if late & common.nodes or seen not in needs or None in pieces:
         return None
-    return Cut(front, *pieces, image, images, seen)  # type: ignore[arg-type]
+    return Cut(*pieces, image, images, seen)  # type: ignore[arg-type]
 
 
 def _same(one: subset.Tensor, other: subset.Tensor) -> bool:

@@ -105,7 +105,7 @@ class _Pieces:
         self._image, self._images, self._seen = parts.image, parts.images, parts.seen
         self._early, self._made = parts.before.inputs, parts.before.outputs
         self._late = parts.after.inputs
-        self._front = opened("cheap.onnx", parts.front) if parts.front else None
+        self._front = opened("cheap.onnx", parts.front)
         self._body = opened("cheap.onnx", parts.body)
         self._before = opened("expensive.onnx", parts.before)
         self._after = opened("expensive.onnx", parts.after)
@@ -114,9 +114,7 @@ class _Pieces:
         self.provider: str = self._body.get_providers()[0]
 
     def cheap(self, feed: Feed) -> list[Array]:
-        image = feed["wire"]
-        if self._front is not None:
-            [image] = self._front.run(None, feed)
+        [image] = self._front.run(None, feed)
         return self._body.run(None, {self._image: image})  # type: ignore[no-any-return]
 
     def expensive(self, feed: Feed) -> list[Array]:

@@ -15,8 +15,8 @@ _MMAP, _TRIM = 1 << 20, 256 << 10
 
 
 def settle() -> None:
-    """Have glibc keep the bounds that it begins with. By itself it raises both to what the largest
-    block was that was ever freed, here a whole bundle, and gives nothing back from then on.
+    """Have glibc keep to bounds. By itself it raises both to what the largest block was that was
+    ever freed, here a part of a bundle, and gives hardly anything back from then on.
 
     What an operator has said about malloc in the environment stays as it is, and elsewhere than on
     glibc nothing is done.

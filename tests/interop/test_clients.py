@@ -22,6 +22,7 @@ import pytest
 
 from firewall.bundle.store import Bundle
 from tests.e2e.test_transports import INFER, SETTINGS, Live, message, outcome
+from tests.support.peers import free_ports
 
 pytestmark = pytest.mark.interop
 
@@ -101,11 +102,6 @@ def live(tiny: Bundle) -> Iterator[Live]:
     one.close()
 
 
-def free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
-
-
 def nginx(folder: Path, port: int, behind: int) -> list[str]:
     needed("nginx")
     config = folder / "nginx.conf"
@@ -159,7 +155,7 @@ def port(request: pytest.FixtureRequest, live: Live, tmp_path: Path) -> Iterator
     if request.param is None:
         yield live.server.port
         return
-    front = free()
+    [front] = free_ports(1)
     command = request.param(tmp_path, front, live.server.port)
     with ExitStack() as stack:
         log = stack.enter_context((tmp_path / "log").open("w"))

@@ -81,7 +81,6 @@ def test_the_pieces_say_what_the_whole_says(
     found = parts(graphs)
     assert found is not None
     for piece in (found.front, found.body, found.before, found.after):
-        assert piece is not None
         onnx.checker.check_model(onnx.load_from_string(piece.graph))
     whole, shared = CompiledGuard(graphs), CompiledGuard(graphs, shared_from=0)
     for count in (1, 2, 30):
@@ -104,7 +103,7 @@ def test_the_weights_are_there_once(registry: Registry) -> None:
     both = weights(graphs["cheap.onnx"]) + weights(graphs["expensive.onnx"])
     assert weights(found.body.graph) > 0.45 * both
     pieces = (found.front, found.body, found.before, found.after)
-    assert sum(weights(one.graph) for one in pieces if one) < 0.6 * both
+    assert sum(weights(one.graph) for one in pieces) < 0.6 * both
     assert "logits" in found.body.outputs
     assert found.image in found.body.inputs
 
@@ -127,24 +126,16 @@ def test_another_classifier_is_another(registry: Registry) -> None:
     values = np.frombuffer(bias.raw_data, np.float32).copy()
     values[0] += 1
     bias.raw_data = values.tobytes()
-    found = parts(graphs | {"expensive.onnx": model.SerializeToString()})
-    # What comes after the layer that differs is the same still; what it sees is no image.
-    assert found is None or found.image != parts(graphs).image  # type: ignore[union-attr]
+    assert parts(graphs | {"expensive.onnx": model.SerializeToString()}) is None
 
 
-def test_views_of_the_classifiers_own_features_leave_it_whole(registry: Registry) -> None:
-    """Something within the classifier is used outside of it: it is cut behind that, or not."""
+def test_what_is_used_from_within_the_classifier_keeps_it_whole(registry: Registry) -> None:
     graphs = dict(graphs_of(GUARD, registry))
     model = onnx.load_from_string(graphs["expensive.onnx"])
-    usual = parts(graphs)
-    assert usual is not None
+    assert parts(graphs | {"expensive.onnx": model.SerializeToString()}) is not None
     inner = [node for node in model.graph.node if node.op_type == "Conv"][-1].output[0]
-    info = next(one for one in model.graph.value_info if one.name == inner)
-    model.graph.output.append(info)
-    changed = parts(graphs | {"expensive.onnx": model.SerializeToString()})
-    if changed is not None:
-        assert inner in changed.before.outputs
-        assert weights(changed.body.graph) == weights(graphs["cheap.onnx"])
+    model.graph.output.append(next(one for one in model.graph.value_info if one.name == inner))
+    assert parts(graphs | {"expensive.onnx": model.SerializeToString()}) is None
 
 
 @pytest.mark.parametrize("broken", [b"hello", b""])
