@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from benchmarks.environment import environment
 from firewall.bundle.store import open_bundle
-from firewall.guard.calibration import Calibration
-from firewall.guard.compiled import CompiledGuard
-from firewall.guard.preprocess import to_wire
+from firewall.screening.calibration import Calibration
+from firewall.screening.compiled import CompiledGuard
+from firewall.screening.preprocess import to_wire
 from firewall.stages.registry import Registry
 from firewall.train.recipe import load
 from firewall.train.sources import read, split

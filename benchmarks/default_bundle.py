@@ -30,14 +30,14 @@ from firewall.attack.gradient import GradientAttack, fgsm, pgd
 from firewall.attack.served_guard import ServedGuard
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
-from firewall.guard.calibration import Calibration
-from firewall.guard.compiled import CompiledGuard
-from firewall.guard.preprocess import to_wire
+from firewall.evaluation.measure import auroc, cluster_interval, false_positives
+from firewall.screening.calibration import Calibration
+from firewall.screening.compiled import CompiledGuard
+from firewall.screening.preprocess import to_wire
 from firewall.train import default_recipe as recipe
 from firewall.train.build import Measured, measure_rows
 from firewall.train.default_bundle import build_default
 from firewall.train.efficientnet import EfficientNetLite0
-from firewall.train.measure import auroc, cluster_interval, false_positives
 from firewall.train.photographs import Photograph, crops, split, wheel_photographs
 
 OUT = Path(__file__).parent / "results" / "default-bundle" / "result.json"

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from benchmarks.environment import environment
+from firewall.generate.fit_gan import GanGame, make_players
+from firewall.generate.losses import LossName
+from firewall.generate.spec import GanSpec
 from firewall.train.data import load_idx
 from firewall.train.fit_network import Images
-from firewall.train.gan.fit_gan import GanGame, make_players
-from firewall.train.gan.losses import LossName
-from firewall.train.gan.spec import GanSpec
 from firewall.train.steps import write_json
 
 OUT = Path(__file__).parent / "results" / "gan-losses"

@@ -34,11 +34,11 @@ from scipy import stats
 
 from benchmarks.environment import environment
 from benchmarks.standing import standing
+from firewall.generate.audit import audit
+from firewall.generate.extractor import fit_extractor
 from firewall.stages.registry import Registry
 from firewall.train.augmentation import best_ratio, generated_images, load_generated
 from firewall.train.fit_network import Images, fit_network
-from firewall.train.gan.audit import audit
-from firewall.train.gan.extractor import fit_extractor
 from firewall.train.networks import make_network
 from firewall.train.parts import data_step, read_parts
 from firewall.train.recipe import Recipe, load

@@ -23,13 +23,13 @@ import onnxruntime as ort
 from benchmarks.environment import environment
 from benchmarks.small import small_bundle, small_classifier
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import GuardSpec, StageSpec
 from firewall.bundle.store import open_bundle
-from firewall.guard.calibration import Calibration
-from firewall.guard.compiled import CompiledGuard
-from firewall.guard.live import LiveGuard
-from firewall.guard.policy import Policy
-from firewall.guard.session import open_session
-from firewall.guard.spec import GuardSpec, StageSpec
+from firewall.screening.calibration import Calibration
+from firewall.screening.compiled import CompiledGuard
+from firewall.screening.live import LiveGuard
+from firewall.screening.policy import Policy
+from firewall.screening.session import open_session
 from firewall.train.steps import write_json
 
 OUT = Path(__file__).parent / "results" / "growth"

@@ -25,14 +25,14 @@ from benchmarks.environment import environment
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
 from firewall.client import Client
-from firewall.guard.calibration import Calibration
 from firewall.guard.compile import example, export
-from firewall.guard.compiled import CompiledGuard
-from firewall.guard.live import LiveGuard
-from firewall.guard.policy import Policy
-from firewall.guard.preprocess import to_wire
-from firewall.guard.session import open_session
-from firewall.guard.verdict import Verdict
+from firewall.screening.calibration import Calibration
+from firewall.screening.compiled import CompiledGuard
+from firewall.screening.live import LiveGuard
+from firewall.screening.policy import Policy
+from firewall.screening.preprocess import to_wire
+from firewall.screening.session import open_session
+from firewall.screening.verdict import Verdict
 from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
 from firewall.train.efficientnet import EfficientNetLite0

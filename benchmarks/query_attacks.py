@@ -45,15 +45,15 @@ from firewall.attack.oracle import Oracle, Replies
 from firewall.attack.square import Square
 from firewall.bundle.store import Bundle, open_bundle
 from firewall.client import Client, Verdict
-from firewall.guard.compiled import log_softmax
-from firewall.guard.policy import Policy
-from firewall.guard.preprocess import to_wire
-from firewall.guard.wire_pixels import pixels
 from firewall.monitors.calibrate import calibrate
 from firewall.monitors.registry import MonitorRegistry
 from firewall.monitors.streams import Habits, benign
+from firewall.screening.compiled import log_softmax
+from firewall.screening.load import load_guard
+from firewall.screening.policy import Policy
+from firewall.screening.preprocess import to_wire
+from firewall.screening.wire_pixels import pixels
 from firewall.serve.identity import Tokens
-from firewall.serve.runtime import load_guard
 from firewall.train.data import load_idx
 from firewall.train.steps import write_json
 

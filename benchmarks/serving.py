@@ -37,7 +37,7 @@ from benchmarks.load import Answered, Target, closed, closed_http, generators, o
 from benchmarks.running import over_grpc, over_http, running
 from benchmarks.small import CLASSES, SHAPE, small_bundle, small_classifier
 from firewall.bundle.signing import Signer
-from firewall.guard.preprocess import to_wire
+from firewall.screening.preprocess import to_wire
 from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
 from firewall.train.photographs import crops, split, wheel_photographs

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from firewall.bundle.manifest import ThreatModel
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.guard.compile import export
-from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.stages.registry import Registry
 from firewall.train.build import Data, Identity, build
 from firewall.train.data import load_idx

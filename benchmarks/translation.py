@@ -32,13 +32,13 @@ from torch.nn import functional as F
 
 from benchmarks.environment import environment
 from firewall.attack.apgd import AutoPGD
+from firewall.generate.fit_cycle import CycleSpec, fit_cycle
+from firewall.generate.fit_paired import shrunk
+from firewall.generate.grid import write_grid
 from firewall.stages import RAW, Evidence, Lesson, forger
 from firewall.stages.registry import Registry
 from firewall.train.data import load_idx
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
-from firewall.train.gan.fit_cycle import CycleSpec, fit_cycle
-from firewall.train.gan.fit_paired import shrunk
-from firewall.train.gan.grid import write_grid
 from firewall.train.networks import NetworkSpec, make_network
 from firewall.train.objectives import Standard
 from firewall.train.steps import code_digest, write_json

@@ -25,7 +25,7 @@ from torch import Tensor
 from firewall.attack.losses import margin
 from firewall.attack.norms import Linf, Norm
 from firewall.attack.served_guard import ServedGuard
-from firewall.guard.calibration import Cascade
+from firewall.screening.calibration import Cascade
 
 Way = Literal["cheap", "both"]
 Combination = Literal["weighted", "orthogonal"]

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from firewall.attack.oracle import Replies
+from firewall.bundle.spec import InputSpec
 from firewall.client import Client, OpenInferenceClient, TensorInfo, Verdict
 from firewall.errors import ConfigError, FirewallError, Refused, RemoteError
-from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import WireInput
 
 #: Of a class that an answer does not mention.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from firewall.attack.onnx_module import OnnxModule
-from firewall.guard.calibration import Calibration, Cascade
-from firewall.guard.spec import InputSpec
+from firewall.bundle.spec import InputSpec
 from firewall.guard.wire_input import WireInput
+from firewall.screening.calibration import Calibration, Cascade
 
 
 @dataclass(frozen=True)

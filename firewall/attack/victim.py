@@ -14,10 +14,10 @@ from torch import Tensor
 from firewall.attack.gradient import Model
 from firewall.attack.oracle import Replies
 from firewall.attack.served_guard import ServedGuard
-from firewall.guard.calibration import Calibration, Cascade
-from firewall.guard.compiled import log_softmax
-from firewall.guard.live import LiveGuard
-from firewall.guard.verdict import Verdict
+from firewall.screening.calibration import Calibration, Cascade
+from firewall.screening.compiled import log_softmax
+from firewall.screening.live import LiveGuard
+from firewall.screening.verdict import Verdict
 
 #: The score of a row that is refused because a stage failed on it: over every other.
 FAULTED = 1e9

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, Spec
 from firewall.errors import BundleMalformed, BundleVersion
-from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, Spec
 
 #: The version this program writes and the only one that it reads.
 SCHEMA_VERSION = 1

@@ -84,7 +84,7 @@ def policy(
     as_json: Json = False,
 ) -> None:
     """Decide by another policy."""
-    from firewall.guard.policy import Policy
+    from firewall.screening.policy import Policy
 
     text = ""
     if file is not None:

@@ -112,7 +112,7 @@ def predict(
     import numpy as np
 
     from firewall.client import Client
-    from firewall.guard.verdict import Verdict
+    from firewall.screening.verdict import Verdict
 
     found: list[tuple[str, Any]] = []
     tls = read_tls(authorities, certificate, key)
@@ -168,9 +168,9 @@ def screen(
     """
     from firewall.bundle.signing import trusted_keys
     from firewall.bundle.store import open_bundle
-    from firewall.guard.offline import Row, rows
-    from firewall.guard.offline import screen as screen_rows
-    from firewall.serve.runtime import load_guard
+    from firewall.screening.load import load_guard
+    from firewall.screening.offline import Row, rows
+    from firewall.screening.offline import screen as screen_rows
 
     opened = open_bundle(bundle or default_bundle_in_a_process(), trusted_keys(trust or ()))
     guard = load_guard(opened, read_policy(policy, None, None))
@@ -248,8 +248,8 @@ def bundle_verify(
     as_json: Json = False,
 ) -> None:
     """Check everything about a bundle, its own self-test included."""
-    from firewall.guard.policy import Policy
-    from firewall.serve.runtime import load_guard, read_selftest
+    from firewall.screening.load import load_guard, read_selftest
+    from firewall.screening.policy import Policy
 
     opened = open_checked(path, trust)
     # Off: whether a rate can be promised is between a policy and its operator.

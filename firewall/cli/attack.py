@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from firewall.attack.one import Order, Outcome
     from firewall.attack.oracle import Replies
     from firewall.attack.victim import Victim
-    from firewall.guard.spec import InputSpec
+    from firewall.bundle.spec import InputSpec
 
 
 def attack(
@@ -122,8 +122,8 @@ def _target(
     timeout: float,
 ) -> tuple[Victim | None, Callable[[Tensor], Replies], InputSpec, Callable[[], None]]:
     """The network itself where there is one, how to ask it, its input, and how to hang up."""
+    from firewall.bundle.spec import InputSpec
     from firewall.evaluation.target import BundleTarget, OnnxTarget
-    from firewall.guard.spec import InputSpec
 
     if "://" in target:
         from firewall.attack.live import Range, connect
@@ -169,9 +169,9 @@ def _image(path: Path, spec: InputSpec) -> Tensor:
     import numpy as np
     import torch
 
+    from firewall.bundle.spec import Preprocessing
     from firewall.errors import InvalidInput
-    from firewall.guard.preprocess import decode_image
-    from firewall.guard.spec import Preprocessing
+    from firewall.screening.preprocess import decode_image
 
     shape = (spec.channels, spec.height, spec.width)
     if path.suffix == ".npy":

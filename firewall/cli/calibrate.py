@@ -14,7 +14,7 @@ from firewall.cli.shared import Json, Trust
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
-    from firewall.guard.spec import GuardSpec, InputSpec
+    from firewall.bundle.spec import GuardSpec, InputSpec
     from firewall.protocol.tensors import TensorInfo
 
 
@@ -101,8 +101,8 @@ def calibrate(
     import numpy as np
 
     from firewall.bundle.signing import user_signer
-    from firewall.guard.offline import rows
-    from firewall.guard.spec import Preprocessing
+    from firewall.bundle.spec import Preprocessing
+    from firewall.screening.offline import rows
     from firewall.serve.upstream import Upstream, UpstreamSettings, describe
 
     if out.exists():
@@ -164,7 +164,7 @@ def _input_spec(
     """From what the server says of its input, and from what it cannot say."""
     from pydantic import ValidationError
 
-    from firewall.guard.spec import InputSpec
+    from firewall.bundle.spec import InputSpec
 
     shape = source.shape[1:]
     if len(source.shape) != 4 or min(shape) < 1:
@@ -229,7 +229,7 @@ def _labels(path: Path | None, classes: int) -> tuple[str, ...]:
 def _stages(path: Path) -> GuardSpec:
     from pydantic import ValidationError
 
-    from firewall.guard.spec import GuardSpec
+    from firewall.bundle.spec import GuardSpec
 
     try:
         return GuardSpec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

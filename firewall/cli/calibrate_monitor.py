@@ -41,14 +41,14 @@ def calibrate_monitor(
     """
     import numpy as np
 
-    from firewall.guard.compiled import log_softmax
-    from firewall.guard.offline import rows
-    from firewall.guard.policy import Policy
-    from firewall.guard.preprocess import to_wire
-    from firewall.guard.wire_pixels import pixels
     from firewall.monitors.calibrate import calibrate
     from firewall.monitors.registry import MonitorRegistry
-    from firewall.serve.runtime import load_guard
+    from firewall.screening.compiled import log_softmax
+    from firewall.screening.load import load_guard
+    from firewall.screening.offline import rows
+    from firewall.screening.policy import Policy
+    from firewall.screening.preprocess import to_wire
+    from firewall.screening.wire_pixels import pixels
 
     try:
         given = json.loads(config)

@@ -16,7 +16,7 @@ from firewall.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from firewall.train.gan.store import StoredGenerator
+    from firewall.generate.store import StoredGenerator
 
 gan_app = typer.Typer(help="Generators and translators of images.", no_args_is_help=True)
 gan_app.command()(evaluate)
@@ -72,7 +72,7 @@ def arithmetic(
     """Draw a row: first, second, third, and first - second + third."""
     import torch
 
-    from firewall.train.gan.latent import arithmetic as combined
+    from firewall.generate.latent import arithmetic as combined
 
     stored = _open(generator)
     codes = [
@@ -97,7 +97,7 @@ def interpolate(
     """Draw the way from one code to another: a row for each class."""
     import torch
 
-    from firewall.train.gan.latent import interpolate as between
+    from firewall.generate.latent import interpolate as between
 
     stored = _open(generator)
     way = between(_code(stored, first), _code(stored, last), steps)
@@ -107,7 +107,7 @@ def interpolate(
 
 def _open(folder: Path) -> StoredGenerator:
     try:
-        from firewall.train.gan.store import open_generator
+        from firewall.generate.store import open_generator
     except ImportError as error:
         raise ConfigError(
             "gan: generators need more packages; pip install 'robustness-firewall[train]'"
@@ -153,7 +153,7 @@ def _made(stored: StoredGenerator, codes: Tensor, labels: Tensor) -> Tensor:
 
 
 def _draw(images: Tensor, out: Path, columns: int) -> None:
-    from firewall.train.gan.grid import write_grid
+    from firewall.generate.grid import write_grid
 
     if out.suffix != ".png":
         raise ConfigError(f"--out: {out}; expected a name that ends in .png")

@@ -13,8 +13,8 @@ from firewall.cli.shared import Json
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
+    from firewall.generate.store import StoredGenerator
     from firewall.train.fit_network import Images
-    from firewall.train.gan.store import StoredGenerator
 
 Folder = Annotated[Path, typer.Argument(help="A generator: steps/generator-* of a recipe's run.")]
 RecipePath = Annotated[Path, typer.Argument(help="The recipe whose [data] it learnt from.")]
@@ -89,7 +89,7 @@ def export(
     stored, found, made = _audited(
         generator, recipe, out / "internal", rows, extractor, steps, seed
     )
-    from firewall.train.gan.handout import write_handout
+    from firewall.generate.handout import write_handout
 
     write_handout(stored, made, found, out / "set")
     print(f"{out / 'set'}: {len(made)} images")
@@ -111,10 +111,10 @@ def _audited(
     seed: int,
 ) -> tuple[StoredGenerator, dict[str, Any], Images]:
     try:
+        from firewall.generate.audit import audit
+        from firewall.generate.store import open_generator
+        from firewall.generate.synthesise import sample
         from firewall.stages.registry import Registry
-        from firewall.train.gan.audit import audit
-        from firewall.train.gan.store import open_generator
-        from firewall.train.gan.synthesise import sample
         from firewall.train.parts import read_parts
         from firewall.train.recipe import load
         from firewall.train.sources import images

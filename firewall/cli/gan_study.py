@@ -29,11 +29,11 @@ def plan(
 ) -> None:
     """Draw pictures and their orders."""
     try:
+        from firewall.generate.human import TIMED
+        from firewall.generate.human import plan as planned
+        from firewall.generate.store import open_generator
+        from firewall.generate.synthesise import sample
         from firewall.stages.registry import Registry
-        from firewall.train.gan.human import TIMED
-        from firewall.train.gan.human import plan as planned
-        from firewall.train.gan.store import open_generator
-        from firewall.train.gan.synthesise import sample
         from firewall.train.parts import read_parts
         from firewall.train.recipe import load
     except ImportError as error:
@@ -65,8 +65,8 @@ def analyse(
 ) -> None:
     """Read the answers: how long people need, or how often they are wrong."""
     try:
-        from firewall.train.gan.human import analyse as analysed
-        from firewall.train.gan.human import read_study
+        from firewall.generate.human import analyse as analysed
+        from firewall.generate.human import read_study
     except ImportError as error:
         raise ConfigError(_MISSING) from error
     found = analysed(*read_study(folder))

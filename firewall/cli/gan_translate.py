@@ -19,7 +19,7 @@ def train_translator(
 ) -> None:
     """Train a translator: between two looks, from edges or masks, or to a higher resolution."""
     try:
-        from firewall.train.gan.translator import fit_translator, load_translator_spec
+        from firewall.generate.translator import fit_translator, load_translator_spec
     except ImportError as error:
         raise ConfigError(_MISSING) from error
     fit_translator(
@@ -39,8 +39,8 @@ def translate(
 ) -> None:
     """Translate images."""
     try:
-        from firewall.train.gan.image_folder import image_files, read_image, write_image
-        from firewall.train.gan.translator import open_translator
+        from firewall.generate.image_folder import image_files, read_image, write_image
+        from firewall.generate.translator import open_translator
     except ImportError as error:
         raise ConfigError(_MISSING) from error
     opened = open_translator(translator)

@@ -38,11 +38,11 @@ def recalibrate_bundle(
 
     from firewall.bundle.signing import user_signer
     from firewall.bundle.store import write_bundle
-    from firewall.guard.calibration import Calibration
-    from firewall.guard.policy import Policy
-    from firewall.guard.recalibrate import recalibrate
-    from firewall.guard.verdict import Verdict
-    from firewall.serve.runtime import load_guard
+    from firewall.screening.calibration import Calibration
+    from firewall.screening.load import load_guard
+    from firewall.screening.policy import Policy
+    from firewall.screening.recalibrate import recalibrate
+    from firewall.screening.verdict import Verdict
     from firewall.serve.upstream import Upstream, UpstreamSettings
 
     if out.exists():

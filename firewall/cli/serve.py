@@ -190,16 +190,17 @@ def serve(
     settle()
     from firewall.bundle.signing import config_dir, trusted_keys
     from firewall.bundle.store import Bundle, open_bundle
-    from firewall.guard.policy import Policy
     from firewall.quarantine.entry import pseudonym
     from firewall.quarantine.key import pseudonym_key
+    from firewall.screening.load import load_guard
+    from firewall.screening.policy import Policy
     from firewall.serve.audit import Audit
     from firewall.serve.codec import Limits
     from firewall.serve.metrics import Metrics
     from firewall.serve.models import Models
     from firewall.serve.review import Review
     from firewall.serve.rollout import Rollout
-    from firewall.serve.runtime import ServedModel, load_guard
+    from firewall.serve.runtime import ServedModel
     from firewall.serve.server import Server, Settings
     from firewall.serve.tls import Credentials
 

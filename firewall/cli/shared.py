@@ -14,7 +14,7 @@ from firewall.errors import ConfigError
 if TYPE_CHECKING:
     from firewall.bundle.store import Bundle
     from firewall.client.security import Tls
-    from firewall.guard.policy import Policy
+    from firewall.screening.policy import Policy
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Trust = Annotated[
@@ -82,7 +82,7 @@ def read_policy(path: Path | None, mode: str | None, rate: float | None) -> Poli
     """The policy file, and flags on top of it; errors as `Policy.load`."""
     from pydantic import ValidationError
 
-    from firewall.guard.policy import Policy
+    from firewall.screening.policy import Policy
 
     policy = Policy.load(path) if path else Policy()
     changes = {"mode": mode, "false_positive_rate": rate}

@@ -21,8 +21,8 @@ from firewall.client.native import (
 )
 from firewall.client.open_inference import OpenInferenceClient
 from firewall.client.security import Tls
-from firewall.guard.verdict import Verdict
 from firewall.protocol.tensors import TensorInfo
+from firewall.screening.verdict import Verdict
 
 __all__ = [
     "AsyncClient",

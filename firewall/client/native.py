@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from firewall.client.security import Tls, bearer, channel
 from firewall.errors import InvalidInput
-from firewall.guard.verdict import Verdict
 from firewall.protocol.failure import failure
+from firewall.screening.verdict import Verdict
 from firewall.wire import firewall_pb2 as native
 
 #: A path or the bytes of a JPEG or PNG.

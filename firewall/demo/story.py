@@ -14,8 +14,8 @@ from firewall.client import Client, Prediction
 from firewall.demo.forge import IGUANA, classify, forge, png
 from firewall.demo.picture import GAIN, Caption, draw
 from firewall.demo.server import running
-from firewall.guard.preprocess import decode_image
-from firewall.guard.verdict import Verdict
+from firewall.screening.preprocess import decode_image
+from firewall.screening.verdict import Verdict
 from firewall.train.efficientnet import EfficientNetLite0
 from firewall.train.photographs import cat
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from firewall.attack.suite import Entry
 from firewall.attack.victim import GuardParts
+from firewall.evaluation.measure import auroc, wilson
 from firewall.evaluation.shards import Table
-from firewall.train.measure import auroc, wilson
 
 Booleans = npt.NDArray[np.bool_]
 

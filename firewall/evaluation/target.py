@@ -16,11 +16,11 @@ from firewall.attack.served_guard import ServedGuard
 from firewall.attack.victim import BareVictim, GuardedVictim, Victim
 from firewall.bundle.store import Bundle
 from firewall.errors import ConfigError
-from firewall.guard.calibration import Calibration
-from firewall.guard.compiled import CompiledGuard
-from firewall.guard.live import LiveGuard
-from firewall.guard.policy import Policy
 from firewall.guard.wire_input import WireInput
+from firewall.screening.calibration import Calibration
+from firewall.screening.compiled import CompiledGuard
+from firewall.screening.live import LiveGuard
+from firewall.screening.policy import Policy
 
 
 class Target(Protocol):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from firewall.bundle.spec import GuardSpec
 from firewall.errors import ConfigError, EvidenceMissing
 from firewall.guard.classifier import Classifier
 from firewall.guard.graph import Guard
-from firewall.guard.spec import GuardSpec
 from firewall.stages import Adopter, Denoiser, Detector, Ensemble
 from firewall.stages.registry import Registry
 

@@ -17,11 +17,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from firewall.bundle.spec import InputSpec
 from firewall.errors import ConfigError, ParityError
 from firewall.guard.classifier import Bounded, Classifier
 from firewall.guard.graph import Guard
 from firewall.guard.interval import UNIT_ROUNDOFF, least_lead
-from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import DTYPES, WireInput
 from firewall.stages import RAW, Denoiser, Evidence
 

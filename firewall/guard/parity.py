@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from firewall.bundle.spec import InputSpec
 from firewall.errors import ParityError
 from firewall.guard.classifier import Bounded, Classifier
 from firewall.guard.compile import example
-from firewall.guard.compiled import CompiledGuard
 from firewall.guard.graph import Guard
 from firewall.guard.interval import least_lead
-from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import WireInput
+from firewall.screening.compiled import CompiledGuard
 from firewall.stages import Denoiser
 
 #: Rows compared: one, few, and a number that is neither a power of two nor what was traced.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from firewall.guard.spec import InputSpec
+from firewall.bundle.spec import InputSpec
 
 #: torch dtype of each wire datatype.
 DTYPES = {"UINT8": torch.uint8, "FP16": torch.float16, "FP32": torch.float32}

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from firewall.bundle.spec import InputSpec
 from firewall.errors import ConfigError
-from firewall.guard.spec import InputSpec
 from firewall.quarantine.store import Store
 
 

@@ -12,8 +12,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
 from firewall.errors import InvalidInput
-from firewall.guard.policy import Policy
-from firewall.guard.verdict import Verdict
+from firewall.screening.policy import Policy
+from firewall.screening.verdict import Verdict
 from firewall.serve.admission import Admission
 from firewall.serve.arrival import Arrivals
 from firewall.serve.boundary import Boundary

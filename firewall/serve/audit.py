@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from firewall.guard.verdict import Decision, Verdict
+from firewall.screening.verdict import Decision, Verdict
 
 #: Lines that wait at most.
 _BACKLOG = 10_000

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from firewall.errors import Cancelled, DeadlineExceeded, InvalidInput
-from firewall.guard.span import Span
+from firewall.screening.span import Span
 
 #: Metadata of the trace to which a call of a classifier elsewhere belongs, in the thread that makes
 #: it. Of a batch it is that of the request that leads it.

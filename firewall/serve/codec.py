@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.bundle.manifest import Manifest
+from firewall.bundle.spec import InputSpec
 from firewall.errors import InvalidInput, Refused
-from firewall.guard.certificate import Certificate
-from firewall.guard.compiled import log_softmax
-from firewall.guard.preprocess import NUMPY_DTYPES, check_values, decode_image, to_wire
-from firewall.guard.spec import InputSpec
-from firewall.guard.verdict import Answer, Decision, Verdict
+from firewall.screening.certificate import Certificate
+from firewall.screening.compiled import log_softmax
+from firewall.screening.preprocess import NUMPY_DTYPES, check_values, decode_image, to_wire
+from firewall.screening.verdict import Answer, Decision, Verdict
 from firewall.wire import firewall_pb2 as native
 from firewall.wire import open_inference_pb2 as oip
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from firewall.bundle.manifest import Manifest
 from firewall.errors import DeadlineExceeded
-from firewall.guard.span import Span
+from firewall.screening.span import Span
 from firewall.serve import codec
 from firewall.serve.call import Call
 from firewall.serve.codec import Limits

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from google.protobuf.descriptor import Descriptor
 
 from firewall.bundle.manifest import Manifest
-from firewall.guard.preprocess import NUMPY_DTYPES
+from firewall.screening.preprocess import NUMPY_DTYPES
 from firewall.serve.wire_scan import varint
 from firewall.wire import open_inference_pb2 as oip
 

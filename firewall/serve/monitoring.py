@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.guard.compiled import log_softmax
-from firewall.guard.policy import MonitorSpec, Policy
-from firewall.guard.spec import InputSpec
-from firewall.guard.verdict import FAULT, Answer, Decision, Verdict
-from firewall.guard.wire_pixels import pixels
+from firewall.bundle.spec import InputSpec
 from firewall.monitors.contract import Monitor, Seen
 from firewall.monitors.registry import MonitorRegistry
 from firewall.monitors.store import Store
+from firewall.screening.compiled import log_softmax
+from firewall.screening.policy import MonitorSpec, Policy
+from firewall.screening.verdict import FAULT, Answer, Decision, Verdict
+from firewall.screening.wire_pixels import pixels
 
 log = logging.getLogger(__name__)
 

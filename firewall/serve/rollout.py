@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from firewall.bundle.store import Bundle
 from firewall.errors import ConfigError, FirewallError, NotReady
-from firewall.guard.policy import Policy
+from firewall.screening.policy import Policy
 from firewall.serve.audit import Audit
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models

@@ -14,7 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from firewall import __version__
 from firewall.errors import InvalidInput
-from firewall.guard.span import Span
+from firewall.screening.span import Span
 from firewall.serve import codec
 from firewall.serve.boundary import RawMethod
 from firewall.serve.call import Call

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.guard.verdict import Answer
+from firewall.screening.verdict import Answer
 from firewall.serve.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from firewall.errors import FirewallError
-from firewall.guard.remote import RemoteClassifier
+from firewall.screening.remote import RemoteClassifier
 
 log = logging.getLogger(__name__)
 

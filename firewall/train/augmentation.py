@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from firewall.errors import TrainingError
+from firewall.generate.attributes import rare
+from firewall.generate.extractor import Extractor, fit_extractor
+from firewall.generate.grid import write_grid
+from firewall.generate.judge import judge
+from firewall.generate.networks import GenerativeNetwork
+from firewall.generate.screen import screen
+from firewall.generate.spec import AugmentSpec
+from firewall.generate.store import fit_generator, open_generator
+from firewall.generate.synthesise import gaussian, sample
 from firewall.train.fit_network import Generated, Images
-from firewall.train.gan.attributes import rare
-from firewall.train.gan.extractor import Extractor, fit_extractor
-from firewall.train.gan.grid import write_grid
-from firewall.train.gan.judge import judge
-from firewall.train.gan.networks import GenerativeNetwork
-from firewall.train.gan.screen import screen
-from firewall.train.gan.spec import AugmentSpec
-from firewall.train.gan.store import fit_generator, open_generator
-from firewall.train.gan.synthesise import gaussian, sample
 from firewall.train.processes import Processes
 from firewall.train.sources import Labelled, images
 from firewall.train.steps import Steps, digest, write_json

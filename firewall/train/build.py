@@ -19,23 +19,23 @@ from torch import nn
 from firewall import __version__
 from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, ThreatModel
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing
 from firewall.bundle.store import write_bundle
+from firewall.evaluation.measure import false_positives
 from firewall.guard.assemble import assemble
-from firewall.guard.calibration import Calibration, Combination
 from firewall.guard.classifier import Classifier
 from firewall.guard.compile import compile_denoised, compile_embedded
-from firewall.guard.compiled import CompiledGuard, GuardGraphs
-from firewall.guard.live import LiveGuard
 from firewall.guard.parity import check_denoised, check_parity
-from firewall.guard.policy import Policy
-from firewall.guard.preprocess import to_wire
-from firewall.guard.selftest import SelfTest
-from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing
+from firewall.screening.calibration import Calibration, Combination
+from firewall.screening.compiled import CompiledGuard, GuardGraphs
+from firewall.screening.live import LiveGuard
+from firewall.screening.policy import Policy
+from firewall.screening.preprocess import to_wire
+from firewall.screening.selftest import SelfTest
 from firewall.stages import Adopter, Denoiser
 from firewall.stages.registry import Registry
 from firewall.train.card import render
 from firewall.train.fit_stages import LESSON_RADIUS, Material, fit_denoiser, fit_stages
-from firewall.train.measure import false_positives
 from firewall.train.smoothing_table import SmoothingSpec, tabulate
 
 #: Told what begins.

@@ -17,22 +17,22 @@ import torch
 from firewall import __version__
 from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, ThreatModel
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.bundle.store import write_bundle
 from firewall.errors import ConfigError, EvidenceMissing, ParityError
+from firewall.evaluation.measure import false_positives
 from firewall.guard.assemble import assemble
-from firewall.guard.calibration import Calibration, Combination, least_sample
 from firewall.guard.compile import Post, compile_remote, example, input_only
 from firewall.guard.graph import Guard
 from firewall.guard.parity import ABSOLUTE, BATCHES, RELATIVE
-from firewall.guard.remote import RemoteClassifier, RemoteGuard, RemoteSpec, Replay
-from firewall.guard.selftest import SelfTest
-from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.guard.wire_input import WireInput
+from firewall.screening.calibration import Calibration, Combination, least_sample
+from firewall.screening.remote import RemoteClassifier, RemoteGuard, RemoteSpec, Replay
+from firewall.screening.selftest import SelfTest
 from firewall.stages import RAW, Evidence, Fittable, Learner
 from firewall.stages.registry import Registry
 from firewall.train.build import libraries, measure_rows
 from firewall.train.card import render
-from firewall.train.measure import false_positives
 
 #: What guards a classifier of which nothing but answers can be had: views of the image, and what
 #: the image itself tells. The classifier answers for itself: no ensemble.

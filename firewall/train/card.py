@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from firewall.bundle.manifest import Manifest
-from firewall.guard.calibration import Calibration
+from firewall.screening.calibration import Calibration
 
 
 def percent(value: float) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from firewall import __version__
-from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
+from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 
 NAME = "efficientnet-lite0"
 SIDE = 224

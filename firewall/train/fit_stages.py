@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from firewall.bundle.spec import InputSpec
 from firewall.guard.graph import Guard
-from firewall.guard.spec import InputSpec
 from firewall.guard.wire_input import WireInput
 from firewall.stages import RAW, Denoiser, Evidence, Fittable, Learner, Lesson, forger
 

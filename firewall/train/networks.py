@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from firewall.bundle.spec import Spec
 from firewall.guard.classifier import Classifier, ClassifierOutput
 from firewall.guard.interval import Interval, affine, box, margins
-from firewall.guard.spec import Spec
 from firewall.stages import with_surrogate
 from firewall.train.crown import backward_leads
 

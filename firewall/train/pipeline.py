@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from firewall.attack.suite import SUITES
 from firewall.bundle.manifest import ThreatModel
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import InputSpec, Preprocessing
 from firewall.bundle.store import open_bundle, write_bundle
 from firewall.errors import ConfigError, GateFailed, TrainingError
 from firewall.evaluation.provenance import provenance
@@ -33,8 +34,7 @@ from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
 from firewall.evaluation.surrogates import trained_surrogates
 from firewall.evaluation.target import BundleTarget
-from firewall.guard.calibration import Calibration, least_of_class, least_sample
-from firewall.guard.spec import InputSpec, Preprocessing
+from firewall.screening.calibration import Calibration, least_of_class, least_sample
 from firewall.stages.registry import Registry
 from firewall.train.augmentation import best_ratio, generated_images, load_generated
 from firewall.train.build import Data, Identity, build

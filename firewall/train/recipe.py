@@ -12,13 +12,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from firewall.attack.suite import SUITES
+from firewall.bundle.spec import NAME_PATTERN, GuardSpec, Spec, StageSpec
 from firewall.errors import ConfigError, FirewallError
-from firewall.guard.calibration import Combination
-from firewall.guard.spec import NAME_PATTERN, GuardSpec, Spec, StageSpec
+from firewall.generate.spec import AugmentSpec
+from firewall.screening.calibration import Combination
 from firewall.stages import Adopter
 from firewall.stages.registry import Registry
 from firewall.train.fit_network import Phase, Schedule
-from firewall.train.gan.spec import AugmentSpec
 from firewall.train.networks import NetworkSpec
 from firewall.train.objectives import (
     AdversarialTraining,

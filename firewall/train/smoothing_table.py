@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from firewall.guard.smoothing import Smoothing
-from firewall.guard.spec import Spec
+from firewall.bundle.spec import Spec
+from firewall.screening.smoothing import Smoothing
 
 
 class SmoothingDenoiser(Spec):

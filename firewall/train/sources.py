@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from pydantic import Field
 
+from firewall.bundle.spec import Spec
 from firewall.errors import ConfigError
-from firewall.guard.spec import Spec
 from firewall.train.data import load_idx, load_npz
 from firewall.train.fit_network import Images
 

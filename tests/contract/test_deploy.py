@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from firewall.cli.app import app
-from firewall.guard.policy import Policy
+from firewall.screening.policy import Policy
 from firewall.serve.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]

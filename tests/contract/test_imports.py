@@ -18,36 +18,42 @@ PLUGINS = Path(firewall_plugins.__file__).parent
 #: Folder or file -> what it must not import. Prefixes of dotted names.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "errors.py": ("firewall", "grpc", "torch", "numpy"),
-    "http2": ("firewall.errors", "firewall.serve", "firewall.guard", "firewall.wire", "grpc",
-              "numpy", "onnxruntime", "torch", "prometheus_client"),
-    "stages": ("firewall.guard", "firewall.bundle", "firewall.serve", "firewall.attack",
-               "firewall.train", "firewall.client", "firewall.cli", "grpc", "onnxruntime",
-               "prometheus_client"),
-    "guard": ("firewall.bundle", "firewall.serve", "firewall.attack", "firewall.train",
-              "firewall.client", "firewall.cli", "grpc", "prometheus_client"),
-    "bundle": ("torch", "grpc", "firewall.serve", "firewall.attack", "firewall.train",
-               "firewall.stages", "firewall.client", "firewall.cli", "prometheus_client"),
-    "serve": ("torch", "onnx", "firewall.attack", "firewall.train", "firewall.stages",
-              "firewall.client", "firewall.cli", "firewall.demo", "firewall.guard.graph",
-              "firewall.guard.compile", "firewall.guard.assemble", "firewall.guard.parity"),
-    "attack": ("firewall.serve", "firewall.train", "firewall.cli", "grpc", "prometheus_client"),
+    "bundle": ("torch", "grpc", "firewall.screening", "firewall.guard", "firewall.serve",
+               "firewall.attack", "firewall.train", "firewall.stages", "firewall.client",
+               "firewall.cli", "prometheus_client"),
+    "stages": ("firewall.guard", "firewall.bundle", "firewall.screening", "firewall.serve",
+               "firewall.attack", "firewall.train", "firewall.client", "firewall.cli", "grpc",
+               "onnxruntime", "prometheus_client"),
+    "guard": ("firewall.serve", "firewall.attack", "firewall.train", "firewall.client",
+              "firewall.cli", "grpc", "prometheus_client"),
+    "screening": ("torch", "onnx", "grpc", "starlette", "prometheus_client", "firewall.stages",
+                  "firewall.guard", "firewall.serve", "firewall.attack", "firewall.train",
+                  "firewall.evaluation", "firewall.client", "firewall.cli"),
+    "serve": ("torch", "onnx", "firewall.attack", "firewall.train", "firewall.evaluation",
+              "firewall.generate", "firewall.stages", "firewall.guard", "firewall.client",
+              "firewall.cli", "firewall.demo"),
+    "attack": ("firewall.serve", "firewall.train", "firewall.evaluation", "firewall.generate",
+               "firewall.cli", "grpc", "prometheus_client"),
+    "evaluation": ("firewall.serve", "firewall.train", "firewall.generate", "firewall.cli",
+                   "firewall.demo", "grpc", "prometheus_client"),
     "train": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
-    "evaluation": ("firewall.serve", "firewall.cli", "firewall.demo", "grpc", "prometheus_client"),
+    "generate": ("firewall.serve", "firewall.cli", "firewall.demo", "firewall.evaluation", "grpc",
+                 "prometheus_client"),
     "demo": ("firewall.serve", "firewall.cli", "grpc"),
     "monitors": ("firewall.serve", "firewall.client", "firewall.stages", "firewall.train",
-                 "firewall.attack", "firewall.guard", "firewall.bundle", "firewall.cli", "torch",
-                 "onnxruntime", "grpc", "prometheus_client"),
+                 "firewall.attack", "firewall.guard", "firewall.screening", "firewall.bundle",
+                 "firewall.cli", "torch", "onnxruntime", "grpc", "prometheus_client"),
     "quarantine": ("firewall.serve", "firewall.client", "firewall.stages", "firewall.train",
                    "firewall.attack", "firewall.cli", "torch", "onnxruntime", "grpc",
                    "prometheus_client"),
-    "protocol": ("firewall.serve", "firewall.client", "firewall.guard", "firewall.stages",
-                 "firewall.train", "firewall.attack", "torch", "onnxruntime", "prometheus_client"),
+    "protocol": ("firewall.serve", "firewall.client", "firewall.guard", "firewall.screening",
+                 "firewall.stages", "firewall.train", "firewall.attack", "torch", "onnxruntime",
+                 "prometheus_client"),
     "client": ("firewall.serve", "firewall.stages", "firewall.train", "firewall.attack",
-                  "torch", "onnxruntime", "prometheus_client"),
+               "torch", "onnxruntime", "prometheus_client"),
 }  # fmt: skip
-#: Modules of `guard` that a server imports.
-TORCH_FREE = ("spec", "compiled", "calibration", "policy", "verdict", "live", "preprocess",
-              "selftest", "offline", "remote")  # fmt: skip
+#: Folders of which every module is loaded without torch.
+TORCH_FREE = ("bundle", "screening", "serve", "monitors", "quarantine", "protocol", "client")
 
 
 def imports(path: Path) -> set[str]:
@@ -100,18 +106,27 @@ def test_prometheus_is_known_to_metrics_and_http_alone() -> None:
     assert knowing == {"metrics.py", "histogram.py", "http.py", "worker_metrics.py"}
 
 
+@pytest.mark.parametrize("folder", TORCH_FREE)
+def test_no_module_of_a_torch_free_folder_loads_torch(folder: str) -> None:
+    modules = [
+        ".".join(("firewall", *path.relative_to(ROOT).with_suffix("").parts))
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.stem != "testing"
+    ]
+    code = f"import {', '.join(modules)}, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize(
     "modules",
     [
-        "firewall.serve.server, firewall.serve.admin, firewall.serve.rollout, firewall.cli.serve",
-        "firewall.monitors, firewall_plugins.monitors.query_similarity",
-        "firewall.client",
-        "firewall.bundle.store",
+        "firewall.cli.app, firewall.cli.serve",
+        "firewall_plugins.monitors.query_similarity",
         "firewall.train.default_recipe",
-        ", ".join(f"firewall.guard.{name}" for name in TORCH_FREE),
     ],
 )
-def test_no_torch_is_loaded(modules: str) -> None:
+def test_commands_and_monitors_load_no_torch(modules: str) -> None:
     code = f"import {modules}, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

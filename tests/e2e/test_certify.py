@@ -13,9 +13,9 @@ from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
 from firewall.client import AsyncClient, Certificate, Certified, Client
 from firewall.errors import FirewallError, InvalidInput, Unsupported
-from firewall.guard.certificate import interval_certificates
-from firewall.guard.compiled import CompiledGuard
-from firewall.guard.verdict import Verdict
+from firewall.screening.certificate import interval_certificates
+from firewall.screening.compiled import CompiledGuard
+from firewall.screening.verdict import Verdict
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import NetworkSpec, make_network
 from firewall.train.objectives import Standard

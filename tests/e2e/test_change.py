@@ -19,7 +19,7 @@ from firewall.cli.app import app
 from firewall.client import Client
 from firewall.client.admin import AdminClient
 from firewall.errors import ConfigError, FirewallError, InvalidInput, NotFound
-from firewall.guard.verdict import Verdict
+from firewall.screening.verdict import Verdict
 from tests.support.served import Served, served
 from tests.support.tiny import another, forged, wire
 

@@ -14,8 +14,8 @@ from firewall.bundle.signing import Signer
 from firewall.cli.app import app
 from firewall.client import Client, OpenInferenceClient, Prediction
 from firewall.errors import Refused
-from firewall.guard.policy import Policy
-from firewall.guard.verdict import Verdict
+from firewall.screening.policy import Policy
+from firewall.screening.verdict import Verdict
 from tests.support.redis import Redis
 from tests.support.served import Served, served
 from tests.support.tiny import pixels, wire

@@ -12,7 +12,7 @@ from PIL import Image
 
 from firewall.client import AsyncClient, Client
 from firewall.errors import InvalidInput, NotFound, NotReady, Unsupported
-from firewall.guard.verdict import Verdict
+from firewall.screening.verdict import Verdict
 from firewall.wire import firewall_pb2 as native
 from tests.support.served import Served, call
 from tests.support.tiny import forged, pixels, wire

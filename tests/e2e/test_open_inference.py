@@ -7,7 +7,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from firewall.bundle.store import Bundle
-from firewall.guard.compiled import CompiledGuard
+from firewall.screening.compiled import CompiledGuard
 from firewall.wire import open_inference_pb2 as oip
 from tests.support.served import Served, call, details
 from tests.support.tiny import CLASSES, forged, wire

@@ -23,12 +23,13 @@ from firewall.bundle.signing import Signer
 from firewall.bundle.store import Bundle
 from firewall.client import Client
 from firewall.errors import FirewallError, NotReady, Overloaded
-from firewall.guard.policy import Policy
-from firewall.guard.verdict import Answer, Verdict
+from firewall.screening.load import load_guard
+from firewall.screening.policy import Policy
+from firewall.screening.verdict import Answer, Verdict
 from firewall.serve.audit import Audit
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
-from firewall.serve.runtime import ServedModel, load_guard
+from firewall.serve.runtime import ServedModel
 from firewall.serve.server import Server, Settings
 from tests.support.served import Served, served
 from tests.support.tiny import build_tiny, forged, wire

@@ -16,9 +16,9 @@ from firewall.cli.quarantine import open_store
 from firewall.client import Client
 from firewall.client.open_inference import OpenInferenceClient
 from firewall.errors import Refused
-from firewall.guard.policy import Policy
-from firewall.guard.verdict import Verdict
-from firewall.serve.runtime import load_guard
+from firewall.screening.load import load_guard
+from firewall.screening.policy import Policy
+from firewall.screening.verdict import Verdict
 from tests.support.served import served
 from tests.support.tiny import forged, wire
 

@@ -16,7 +16,7 @@ from firewall.bundle.signing import Signer
 from firewall.client import Client
 from firewall.client.admin import AdminClient
 from firewall.errors import ConfigError, InvalidInput
-from firewall.guard.verdict import Verdict
+from firewall.screening.verdict import Verdict
 from tests.support.command import command
 from tests.support.served import Served, served
 from tests.support.tiny import SIDE, forged

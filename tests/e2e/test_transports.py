@@ -19,15 +19,16 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from firewall.bundle.store import Bundle
-from firewall.guard.policy import Policy
-from firewall.guard.verdict import Answer
+from firewall.screening.load import load_guard
+from firewall.screening.policy import Policy
+from firewall.screening.verdict import Answer
 from firewall.serve.audit import Audit
 from firewall.serve.call import TRACE_CONTEXT
 from firewall.serve.grpc_transport import GrpcTransport
 from firewall.serve.identity import Identity, Tokens
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
-from firewall.serve.runtime import ServedModel, load_guard
+from firewall.serve.runtime import ServedModel
 from firewall.serve.server import Server, Settings
 from firewall.wire import open_inference_pb2 as oip
 from tests.support.tiny import wire

@@ -107,10 +107,10 @@ def bundle() -> tuple[Callable[[bytes], None], list[bytes]]:
     from firewall.bundle.manifest import Manifest
     from firewall.bundle.onnx_file import check_graph
     from firewall.bundle.store import Bundle
-    from firewall.guard.calibration import Calibration
-    from firewall.guard.remote import RemoteSpec
-    from firewall.guard.selftest import SelfTest
-    from firewall.guard.smoothing import Smoothing
+    from firewall.screening.calibration import Calibration
+    from firewall.screening.remote import RemoteSpec
+    from firewall.screening.selftest import SelfTest
+    from firewall.screening.smoothing import Smoothing
 
     folder = bundle_folder()
     good = Manifest.from_json((folder / "manifest.json").read_bytes())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from firewall.bundle.manifest import ThreatModel
 from firewall.bundle.signing import Signer
-from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
+from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.stages.registry import Registry
 from firewall.train.build import Data, Identity, build
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from firewall.bundle.manifest import ThreatModel
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.bundle.store import Bundle, write_bundle
 from firewall.guard.classifier import Classifier, ClassifierOutput
 from firewall.guard.compile import export
-from firewall.guard.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.stages.registry import Registry
 from firewall.testing import images
 from firewall.train.build import Data, Identity, build

@@ -19,13 +19,13 @@ from firewall.attack.losses import aimed_dlr, aimed_margin, cross_entropy, dlr, 
 from firewall.attack.norms import L2, Linf, Norm
 from firewall.attack.served_guard import ServedGuard
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import InputSpec
 from firewall.bundle.store import Bundle, open_bundle
 from firewall.evaluation.target import BundleTarget
-from firewall.guard.calibration import Calibration
-from firewall.guard.policy import Policy
-from firewall.guard.spec import InputSpec
-from firewall.guard.verdict import Verdict
-from firewall.serve.runtime import load_guard
+from firewall.screening.calibration import Calibration
+from firewall.screening.load import load_guard
+from firewall.screening.policy import Policy
+from firewall.screening.verdict import Verdict
 from firewall.testing import images
 from tests.support.tiny import INPUT, build_tiny
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firewall.errors import BundleMalformed, CalibrationError, SampleTooSmall
-from firewall.guard.calibration import Calibration, Cascade, Combination, least_sample
+from firewall.screening.calibration import Calibration, Cascade, Combination, least_sample
 
 NAMES = ("a", "b", "c", "d")
 

@@ -18,22 +18,22 @@ from firewall.attack.oracle import Oracle, Replies
 from firewall.attack.square import Square
 from firewall.attack.victim import Victim
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import InputSpec
 from firewall.bundle.store import Bundle, open_bundle
 from firewall.errors import ConfigError, ParityError
 from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
 from firewall.evaluation.target import BundleTarget
 from firewall.guard.assemble import assemble
-from firewall.guard.certificate import PARTS, interval_certificates
 from firewall.guard.compile import Certificate, compile_embedded
-from firewall.guard.compiled import CompiledGuard
 from firewall.guard.interval import Interval, affine, box, least_lead, margins
-from firewall.guard.live import LiveGuard
 from firewall.guard.parity import check_parity
-from firewall.guard.policy import Policy
-from firewall.guard.spec import InputSpec
-from firewall.guard.verdict import UNCERTIFIED, Verdict
-from firewall.serve.runtime import load_guard, read_selftest
+from firewall.screening.certificate import PARTS, interval_certificates
+from firewall.screening.compiled import CompiledGuard
+from firewall.screening.live import LiveGuard
+from firewall.screening.load import load_guard, read_selftest
+from firewall.screening.policy import Policy
+from firewall.screening.verdict import UNCERTIFIED, Verdict
 from firewall.stages.registry import Registry
 from firewall.train.networks import Cnn, NetworkSpec, make_network
 from tests.support.bounded import RADIUS, SPEC, build_bounded, fit_bounded, held_out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from firewall.guard.drift import Drift, bounds
+from firewall.screening.drift import Drift, bounds
 
 ROWS = 1500
 

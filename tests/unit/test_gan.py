@@ -17,38 +17,38 @@ from typer.testing import CliRunner
 from firewall.bundle.signing import Signer
 from firewall.cli.gan import gan_app
 from firewall.errors import ConfigError, TrainingError
-from firewall.guard.compile import export
-from firewall.stages.registry import Registry
-from firewall.train.augmentation import best_ratio
-from firewall.train.fit_network import Generated, Images
-from firewall.train.gan.attributes import rare
-from firewall.train.gan.augment import diff_augment
-from firewall.train.gan.extractor import Extractor, fit_extractor
-from firewall.train.gan.fit_cycle import CycleSpec, fit_cycle
-from firewall.train.gan.fit_gan import GanGame, collapsed, fit_gan, make_players, saturated
-from firewall.train.gan.fit_paired import MadePairs, PairedSpec, edges, fit_paired, shrunk
-from firewall.train.gan.judge import judge
-from firewall.train.gan.latent import arithmetic, direction, interpolate
-from firewall.train.gan.losses import LossName, gan_loss, gradient_penalty
-from firewall.train.gan.networks import DiscriminativeNetwork, GenerativeNetwork
-from firewall.train.gan.normalisation import VirtualBatchNorm, forget, refer
-from firewall.train.gan.pool import ImagePool
-from firewall.train.gan.privacy import by_distance, copies, membership
-from firewall.train.gan.scores import (
+from firewall.generate.attributes import rare
+from firewall.generate.augment import diff_augment
+from firewall.generate.extractor import Extractor, fit_extractor
+from firewall.generate.fit_cycle import CycleSpec, fit_cycle
+from firewall.generate.fit_gan import GanGame, collapsed, fit_gan, make_players, saturated
+from firewall.generate.fit_paired import MadePairs, PairedSpec, edges, fit_paired, shrunk
+from firewall.generate.judge import judge
+from firewall.generate.latent import arithmetic, direction, interpolate
+from firewall.generate.losses import LossName, gan_loss, gradient_penalty
+from firewall.generate.networks import DiscriminativeNetwork, GenerativeNetwork
+from firewall.generate.normalisation import VirtualBatchNorm, forget, refer
+from firewall.generate.pool import ImagePool
+from firewall.generate.privacy import by_distance, copies, membership
+from firewall.generate.scores import (
     coverage,
     frechet_distance,
     inception_score,
     kernel_distance,
 )
-from firewall.train.gan.screen import screen
-from firewall.train.gan.spec import GanSpec
-from firewall.train.gan.store import fit_generator, open_generator
-from firewall.train.gan.synthesise import gaussian, sample
-from firewall.train.gan.translation_networks import (
+from firewall.generate.screen import screen
+from firewall.generate.spec import GanSpec
+from firewall.generate.store import fit_generator, open_generator
+from firewall.generate.synthesise import gaussian, sample
+from firewall.generate.translation_networks import (
     PatchDiscriminator,
     ResidualTranslator,
     UNet,
 )
+from firewall.guard.compile import export
+from firewall.stages.registry import Registry
+from firewall.train.augmentation import best_ratio
+from firewall.train.fit_network import Generated, Images
 from firewall.train.pipeline import run
 from firewall.train.recipe import load
 
@@ -227,8 +227,8 @@ def test_an_auxiliary_loss_teaches_classes(tmp_path: Path) -> None:
 def test_a_killed_game_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firewall.train.gan.loop.KEPT", 10)
-    monkeypatch.setattr("firewall.train.gan.loop.LOGGED", 5)
+    monkeypatch.setattr("firewall.generate.loop.KEPT", 10)
+    monkeypatch.setattr("firewall.generate.loop.LOGGED", 5)
     spec = SMALL.model_copy(update={"augment": ("translation", "cutout"), "norm": "virtual"})
     whole = fit_gan(stripes(64), 2, spec, tmp_path / "a", seed=1)
 
@@ -279,7 +279,7 @@ def test_it_learns_what_classes_look_like(tmp_path: Path) -> None:
 def test_a_number_that_is_none_stops_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firewall.train.gan.loop.KEPT", 2)
+    monkeypatch.setattr("firewall.generate.loop.KEPT", 2)
     with pytest.raises(TrainingError, match=r"is no number in step \d+; lower augment\.rate"):
         fit_gan(stripes(32), 2, SMALL.model_copy(update={"rate": 1e30}), tmp_path, seed=0)
 
@@ -450,7 +450,7 @@ def test_a_cycle_learns_both_ways_and_can_be_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between dark stripes and bright ones: nothing pairs the images."""
-    monkeypatch.setattr("firewall.train.gan.loop.KEPT", 80)
+    monkeypatch.setattr("firewall.generate.loop.KEPT", 80)
     first, second = stripes(64, 0).x[..., :12, :12] // 4, 255 - stripes(64, 1).x[..., :12, :12] // 4
     spec = CycleSpec(
         steps=160, batch=8, rate=5e-3, cycle=1.0, identity=0.1, width=4, blocks=1, pool=10

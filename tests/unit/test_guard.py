@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from firewall.bundle.onnx_file import check_graph
+from firewall.bundle.spec import GuardSpec, InputSpec, StageSpec
 from firewall.bundle.store import Bundle
 from firewall.errors import (
     BundleMalformed,
@@ -23,11 +24,10 @@ from firewall.errors import (
 )
 from firewall.guard.assemble import assemble
 from firewall.guard.compile import compile_embedded, compile_remote, example
-from firewall.guard.compiled import CompiledGuard
 from firewall.guard.parity import check_parity
-from firewall.guard.selftest import SelfTest
-from firewall.guard.spec import GuardSpec, InputSpec, StageSpec
 from firewall.guard.wire_input import WireInput
+from firewall.screening.compiled import CompiledGuard
+from firewall.screening.selftest import SelfTest
 from firewall.stages import (
     API_VERSION,
     RAW,

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from firewall.bundle.store import Bundle
-from firewall.guard.policy import Policy
+from firewall.screening.load import load_guard
+from firewall.screening.policy import Policy
 from firewall.serve.audit import Audit
 from firewall.serve.call import Call
 from firewall.serve.codec import Limits
 from firewall.serve.metrics import Metrics
 from firewall.serve.models import Models
-from firewall.serve.runtime import ServedModel, load_guard
+from firewall.serve.runtime import ServedModel
 from firewall.serve.services import OpenInferenceService
 from firewall.wire import open_inference_pb2 as oip
 from tests.support.tiny import wire

@@ -96,7 +96,7 @@ def test_they_are_bounded(tiny: Bundle) -> None:
 
 @pytest.mark.parametrize("name", ["", "an id"])
 def test_an_answer_is_what_protobuf_writes(tiny: Bundle, name: str) -> None:
-    from firewall.guard.verdict import Answer, Decision, Verdict
+    from firewall.screening.verdict import Answer, Decision, Verdict
 
     outputs = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
     answer = Answer((Decision(Verdict.ACCEPT),) * 3, outputs)

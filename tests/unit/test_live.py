@@ -9,11 +9,11 @@ import pytest
 
 from firewall.bundle.store import Bundle
 from firewall.errors import ConfigError, SampleTooSmall
-from firewall.guard.compiled import CheapResult, CompiledGuard, ExpensiveResult, log_softmax
-from firewall.guard.live import LiveGuard
-from firewall.guard.policy import Policy
-from firewall.guard.verdict import Answer, Verdict
-from firewall.serve.runtime import load_guard
+from firewall.screening.compiled import CheapResult, CompiledGuard, ExpensiveResult, log_softmax
+from firewall.screening.live import LiveGuard
+from firewall.screening.load import load_guard
+from firewall.screening.policy import Policy
+from firewall.screening.verdict import Answer, Verdict
 from tests.support.tiny import forged, wire
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from firewall.train.measure import auroc, cluster_interval, false_positives, wilson
+from firewall.evaluation.measure import auroc, cluster_interval, false_positives, wilson
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 7), (3, 50), (50, 100), (20, 20)])

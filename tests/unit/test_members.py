@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import GuardSpec, StageSpec
 from firewall.bundle.store import open_bundle
 from firewall.errors import ConfigError, EvidenceMissing
 from firewall.guard.assemble import assemble
-from firewall.guard.compiled import CompiledGuard, log_softmax
-from firewall.guard.policy import Policy
-from firewall.guard.spec import GuardSpec, StageSpec
-from firewall.serve.runtime import load_guard
+from firewall.screening.compiled import CompiledGuard, log_softmax
+from firewall.screening.load import load_guard
+from firewall.screening.policy import Policy
 from firewall.stages.registry import Registry
 from firewall.train.pipeline import run
 from firewall.train.recipe import load

@@ -12,6 +12,7 @@ import pytest
 from firewall_plugins.monitors.fingerprints import Pixels, reduced
 from firewall_plugins.monitors.query_similarity import QuerySimilarity
 
+from firewall.bundle.spec import InputSpec
 from firewall.errors import (
     ConfigError,
     PluginBroken,
@@ -19,15 +20,14 @@ from firewall.errors import (
     SampleTooSmall,
     StateUnavailable,
 )
-from firewall.guard.policy import MonitorSpec, Policy
-from firewall.guard.spec import InputSpec
-from firewall.guard.verdict import Answer, Decision, Verdict
 from firewall.monitors import Seen, Store
 from firewall.monitors.calibrate import calibrate
 from firewall.monitors.memory import MemoryStore
 from firewall.monitors.redis import RedisStore
 from firewall.monitors.registry import MonitorRegistry
 from firewall.monitors.streams import Habits, benign
+from firewall.screening.policy import MonitorSpec, Policy
+from firewall.screening.verdict import Answer, Decision, Verdict
 from firewall.serve.monitoring import Memory, Monitors
 from tests.support.peers import free_ports
 from tests.support.redis import Redis

@@ -13,9 +13,9 @@ from firewall.attack.onnx_module import OnnxModule
 from firewall.attack.served_guard import ServedGuard
 from firewall.bundle.store import Bundle
 from firewall.errors import Unsupported
-from firewall.guard.calibration import Calibration
 from firewall.guard.compile import export
-from firewall.guard.compiled import CompiledGuard
+from firewall.screening.calibration import Calibration
+from firewall.screening.compiled import CompiledGuard
 from firewall.stages.registry import BASES, Kind, Registry
 from firewall.testing import Case, images
 from tests.support.tiny import INPUT

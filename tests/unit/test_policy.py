@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from firewall.errors import ConfigError
-from firewall.guard.calibration import Calibration
-from firewall.guard.policy import Policy
+from firewall.screening.calibration import Calibration
+from firewall.screening.policy import Policy
 
 NAMES = ("cheap", "dear")
 

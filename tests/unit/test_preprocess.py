@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from firewall.bundle.spec import InputSpec, Preprocessing
 from firewall.errors import InvalidInput
-from firewall.guard.preprocess import check_values, decode_image, limits, to_wire
-from firewall.guard.spec import InputSpec, Preprocessing
 from firewall.guard.wire_input import WireInput
+from firewall.screening.preprocess import check_values, decode_image, limits, to_wire
 
 SPEC = InputSpec(channels=3, height=8, width=8)
 RESIZE = Preprocessing(resize=10)

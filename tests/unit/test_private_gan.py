@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 
 from firewall.cli.gan import gan_app
 from firewall.errors import ConfigError
+from firewall.generate.audit import write_neighbours
+from firewall.generate.extractor import Extractor
+from firewall.generate.losses import gan_loss
+from firewall.generate.networks import DiscriminativeNetwork
+from firewall.generate.private import PrivateRows, PrivateSpec, epsilon
+from firewall.generate.spec import GanSpec
+from firewall.generate.store import fit_generator, open_generator
 from firewall.guard.compile import export
 from firewall.train.fit_network import Images
-from firewall.train.gan.audit import write_neighbours
-from firewall.train.gan.extractor import Extractor
-from firewall.train.gan.losses import gan_loss
-from firewall.train.gan.networks import DiscriminativeNetwork
-from firewall.train.gan.private import PrivateRows, PrivateSpec, epsilon
-from firewall.train.gan.spec import GanSpec
-from firewall.train.gan.store import fit_generator, open_generator
 
 RECIPE = """
 name = "digits"

@@ -17,9 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from firewall.bundle.signing import Signer
+from firewall.bundle.spec import InputSpec
 from firewall.cli.quarantine import open_store, quarantine_app
 from firewall.errors import ConfigError, InvalidInput
-from firewall.guard.spec import InputSpec
 from firewall.quarantine.entry import Entry, from_bytes, pseudonym, to_bytes
 from firewall.quarantine.key import pseudonym_key
 from firewall.quarantine.review import to_pixels
@@ -276,7 +276,7 @@ def test_what_is_not_written_at_the_end_is_counted(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_pixels_come_back_from_every_wire(spec: InputSpec) -> None:
-    from firewall.guard.preprocess import to_wire
+    from firewall.screening.preprocess import to_wire
 
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     assert np.array_equal(to_pixels(to_wire(pixels, spec)[0], spec), pixels[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from firewall.guard.calibration import Calibration, Combination
+from firewall.screening.calibration import Calibration, Combination
 
 ROWS = 300
 

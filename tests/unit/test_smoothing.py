@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import binomtest, norm
 
+from firewall.bundle.spec import InputSpec
 from firewall.errors import BundleMalformed
-from firewall.guard.preprocess import add_to_wire, to_wire
-from firewall.guard.smoothing import Smoothing
-from firewall.guard.spec import InputSpec
+from firewall.screening.preprocess import add_to_wire, to_wire
+from firewall.screening.smoothing import Smoothing
 from firewall.train.smoothing_table import SmoothingSpec, tabulate
 
 SPEC = SmoothingSpec(sigma=0.5, selection=50, draws=400, failure=0.01)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from firewall.errors import ConfigError
-from firewall.train.gan.human import (
+from firewall.generate.human import (
     FIRST,
     LEAST,
     MOST,

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from firewall.cli.gan import gan_app
 from firewall.errors import ConfigError, TrainingError
-from firewall.train.gan.image_folder import FolderSpec, image_files, read_folder
-from firewall.train.gan.translator import fit_translator, load_translator_spec, open_translator
+from firewall.generate.image_folder import FolderSpec, image_files, read_folder
+from firewall.generate.translator import fit_translator, load_translator_spec, open_translator
 
 CYCLE = """
 name = "to-dark"

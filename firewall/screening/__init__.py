@@ -1,0 +1,1 @@
+"""The compiled guard: sessions, tiers, calibration, policy, verdict and self-test. No torch."""

@@ -1,0 +1,246 @@
+"""A compiled guard, run by onnxruntime; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.errors import ConfigError, StageFault
+from firewall.screening.graph_split import WORTH
+from firewall.screening.session import Device, open_session
+from firewall.screening.span import Span
+from firewall.screening.tiers import Feed, open_tiers
+
+Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CheapResult:
+    """Of N rows: logits [N, K], statistics [N, Dc], and what the expensive tier takes over.
+
+    `answers` [N, K] is what the classifier said itself, where that is not the logits; `asked` is
+    when a classifier elsewhere was.
+    """
+
+    logits: Floats
+    statistics: Floats
+    features: dict[str, Floats]
+    answers: Floats | None = None
+    asked: Span | None = None
+
+
+@dataclass(frozen=True)
+class ExpensiveResult:
+    """Of N rows: log-probabilities [N, K] and statistics [N, De]."""
+
+    log_probabilities: Floats
+    statistics: Floats
+
+
+class GuardGraphs(Protocol):
+    """What decides asks of a guard, wherever its classifier is."""
+
+    provider: str
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of one pass, at most; more of a batch are passes after one another."""
+
+    @property
+    def certifies(self) -> bool:
+        """Whether `certify` can be asked."""
+
+    @property
+    def has_expensive(self) -> bool:
+        """Whether there is a second tier."""
+
+    def cheap(self, wire: Array, deadline: float | None = None) -> CheapResult:
+        """The first tier on [N, *input shape], due at a `time.monotonic()`."""
+
+    def expensive(self, wire: Array, cheap: CheapResult, rows: Array) -> ExpensiveResult:
+        """The second on some rows (indices) of a batch that the first has seen."""
+
+    def certify(self, wire: Array, radius: Floats) -> tuple[Array, Floats]:
+        """Classes [N] and their certified leads [N]."""
+
+    def smoothed(self, wire: Array) -> Array:
+        """Classes [N] by which noisy copies vote."""
+
+    def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
+        """Log-probabilities [N, K] and statistics [N, D] of every row."""
+
+
+class CompiledGuard:
+    """The two tiers of a guard around an embedded classifier."""
+
+    def __init__(
+        self,
+        graphs: Mapping[str, bytes],
+        *,
+        threads: int = 0,
+        device: Device = "cpu",
+        shared_from: int = WORTH,
+    ) -> None:
+        """Open the sessions.
+
+        Args:
+            graphs: `cheap.onnx`; `expensive.onnx` if there is an expensive tier;
+                `certificate.onnx` if the classifier can be bounded; `smoothed.onnx` if smoothing
+                has a denoiser of its own.
+            threads: of one inference; 0 is one a core.
+            device: where to run.
+            shared_from: bytes of weights in both tiers, from which on they are kept once.
+
+        Raises:
+            BundleMalformed: onnxruntime cannot load a graph.
+            ConfigError: `device` is not to be had.
+
+        """
+        self._tiers = open_tiers(graphs, threads, device, shared_from)
+        self._certificate = (
+            open_session(
+                "certificate.onnx", graphs["certificate.onnx"], threads, device, exact=True
+            )
+            if "certificate.onnx" in graphs
+            else None
+        )
+        self._smoothed = (
+            open_session("smoothed.onnx", graphs["smoothed.onnx"], threads, device)
+            if "smoothed.onnx" in graphs
+            else None
+        )
+        self._cheap_outputs = self._tiers.cheap_outputs
+        self.rows_at_once = self._tiers.rows_at_once
+        self.provider = self._tiers.provider
+
+    @property
+    def has_expensive(self) -> bool:
+        """Whether there is a second tier."""
+        return self._tiers.has_expensive
+
+    def cheap(self, wire: Array, deadline: float | None = None) -> CheapResult:
+        """Run the cheap tier on [N, *input shape] of the wire's datatype.
+
+        Args:
+            wire: the rows.
+            deadline: of a classifier elsewhere; this one is here.
+
+        """
+        outputs = self._passes(self._tiers.cheap, {"wire": wire}, len(wire))
+        found = dict(zip(self._cheap_outputs, outputs, strict=True))
+        logits = found.pop("logits")
+        statistics = found.pop("statistics", None)
+        if statistics is None:
+            statistics = np.empty((len(wire), 0), np.float32)
+        _check_rows("cheap", len(wire), logits, statistics)
+        return CheapResult(logits, statistics, found)
+
+    def expensive(self, wire: Array, cheap: CheapResult, rows: Array) -> ExpensiveResult:
+        """Run the expensive tier on the rows (indices) of a batch that the cheap tier has seen."""
+        if not self._tiers.has_expensive:
+            raise ConfigError("tier: this guard has no expensive tier")
+        every = len(rows) == len(wire)
+        feed = {"wire": wire, "logits": cheap.logits} | cheap.features
+        if not every:
+            feed = {name: np.ascontiguousarray(value[rows]) for name, value in feed.items()}
+        outputs = self._passes(self._tiers.expensive, feed, len(rows))
+        statistics = outputs[1] if len(outputs) > 1 else np.empty((len(rows), 0), np.float32)
+        _check_rows("expensive", len(rows), outputs[0], statistics)
+        return ExpensiveResult(outputs[0], statistics)
+
+    @property
+    def certifies(self) -> bool:
+        """Whether `certify` can be asked."""
+        return self._certificate is not None
+
+    def certify(self, wire: Array, radius: Floats) -> tuple[Array, Floats]:
+        """Bound the classifier on [N, *input shape] of the wire's datatype.
+
+        Args:
+            wire: the rows.
+            radius: [N] L-infinity, where values lie in [0, 1].
+
+        Returns:
+            The classifier's top class [N], and its least lead [N] over any other class within the
+            radius: positive certifies it.
+
+        """
+        if self._certificate is None:
+            raise ConfigError("certificates: the classifier of this guard cannot be bounded")
+        label, lead = self._certificate.run(None, {"wire": wire, "radius": radius})
+        if label.shape != (len(wire),) or lead.shape != (len(wire),):
+            raise StageFault(f"certificates: {list(lead.shape)} for {len(wire)} rows")
+        return label, lead
+
+    def smoothed(self, wire: Array) -> Array:
+        """The classes [N] by which noisy copies [N, *input shape] vote: behind the denoiser of
+        smoothing, or the classifier's own where there is none.
+        """
+        if self._smoothed is None:
+            logits = self.cheap(wire).logits
+        else:
+            smoothed = self._smoothed
+            [logits] = self._passes(
+                lambda feed: smoothed.run(None, feed), {"wire": wire}, len(wire)
+            )
+            _check_rows("smoothed", len(wire), logits)
+        top: Array = logits.argmax(axis=1)
+        return top
+
+    def _passes(
+        self, run: Callable[[Feed], list[Array]], feed: dict[str, Array], rows: int
+    ) -> list[Array]:
+        """What passes give for so many rows."""
+        most = self.rows_at_once
+        if rows <= most:
+            return run(feed)
+        parts = [
+            run({name: value[n : n + most] for name, value in feed.items()})
+            for n in range(0, rows, most)
+        ]
+        return [np.concatenate(one) for one in zip(*parts, strict=True)]
+
+    def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
+        """Both tiers on every row: log-probabilities [N, K] and statistics [N, Dc + De]."""
+        log_probabilities: list[Floats] = []
+        statistics: list[Floats] = []
+        for start in range(0, len(wire), batch):
+            part = np.ascontiguousarray(wire[start : start + batch])
+            cheap = self.cheap(part)
+            if self.has_expensive:
+                expensive = self.expensive(part, cheap, np.arange(len(part)))
+                log_probabilities.append(expensive.log_probabilities)
+                statistics.append(np.hstack([cheap.statistics, expensive.statistics]))
+            else:
+                log_probabilities.append(log_softmax(cheap.logits))
+                statistics.append(cheap.statistics)
+        return np.concatenate(log_probabilities), np.concatenate(statistics)
+
+
+def _check_rows(tier: str, rows: int, *arrays: Floats) -> None:
+    for array in arrays:
+        if array.ndim != 2 or len(array) != rows:
+            raise StageFault(
+                f"the {tier} tier returned {list(array.shape)}; expected {rows} rows of two axes"
+            )
+
+
+def log_softmax(logits: Floats, *, finite: bool = False) -> Floats:
+    """[N, K] logits to log-probabilities; a row that is not finite becomes NaN, and no other.
+
+    Args:
+        logits: of any size.
+        finite: whether all of them are known to be; spares numpy a change of state.
+
+    """
+    if finite:
+        shifted: Floats = logits - logits.max(axis=1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return shifted
+    with np.errstate(invalid="ignore"):
+        return log_softmax(logits, finite=True)

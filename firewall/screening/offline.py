@@ -1,0 +1,119 @@
+"""Images on disk, screened without a server. Imports no torch."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.bundle.spec import InputSpec, Preprocessing
+from firewall.errors import InvalidInput
+from firewall.screening.compiled import log_softmax
+from firewall.screening.live import LiveGuard
+from firewall.screening.preprocess import check_values, decode_image, to_wire
+from firewall.screening.verdict import Decision
+
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a source, as it would be sent, or why it cannot be."""
+
+    path: str
+    wire: npt.NDArray[Any] | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What the guard says of one image. `probability` is of the top class, in [0, 1]."""
+
+    path: str
+    decision: Decision
+    index: int
+    probability: float
+
+
+def rows(paths: Sequence[Path], spec: InputSpec, preprocessing: Preprocessing) -> Iterator[Row]:
+    """Images, folders of images (recursively, in order of name), or .npz files with `x`.
+
+    `x` is either [N, H, W, C] uint8 pixels or a batch as clients send it. What cannot be read is a
+    row with an error, so that one bad file does not lose the others.
+    """
+    for path in paths:
+        if path.is_dir():
+            inner = sorted(one for one in path.rglob("*") if one.suffix.lower() in IMAGE_ENDINGS)
+            if not inner:
+                yield Row(str(path), None, "a folder without .jpg, .jpeg or .png files")
+            yield from rows(inner, spec, preprocessing)
+            continue
+        try:
+            if path.suffix.lower() == ".npz":
+                for number, wire in enumerate(_arrays(path, spec)):
+                    yield Row(f"{path}[{number}]", wire)
+            else:
+                pixels = decode_image(path.read_bytes(), spec, preprocessing, field=str(path))
+                yield Row(str(path), to_wire(pixels[None], spec)[0])
+        except OSError as error:
+            yield Row(str(path), None, error.strerror or "cannot be read")
+        except InvalidInput as error:
+            yield Row(str(path), None, str(error))
+
+
+def screen(guard: LiveGuard, source: Iterator[Row], batch: int = 8) -> Iterator[Screened | Row]:
+    """Screen a stream of rows in batches; rows with an error pass through, in their place."""
+    waiting: list[Row] = []
+    for row in source:
+        if row.wire is None:
+            yield from _screen(guard, waiting)
+            waiting = []
+            yield row
+            continue
+        waiting.append(row)
+        if len(waiting) == batch:
+            yield from _screen(guard, waiting)
+            waiting = []
+    yield from _screen(guard, waiting)
+
+
+def _screen(guard: LiveGuard, waiting: list[Row]) -> Iterator[Screened]:
+    if not waiting:
+        return
+    wire = np.stack([row.wire for row in waiting if row.wire is not None])
+    answer = guard.screen(wire, [guard.plan("local") for _ in waiting])
+    probabilities = np.exp(log_softmax(answer.outputs))
+    for number, row in enumerate(waiting):
+        top = int(probabilities[number].argmax())
+        yield Screened(row.path, answer.decisions[number], top, float(probabilities[number, top]))
+
+
+def _arrays(path: Path, spec: InputSpec) -> npt.NDArray[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "x" not in arrays:
+                raise InvalidInput(str(path), "holds no array named 'x'")
+            x = arrays["x"]
+    except (ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        raise InvalidInput(str(path), "not an .npz file of plain arrays") from error
+    if x.ndim == 4 and x.dtype == np.uint8 and x.shape[1:] == (
+        spec.height, spec.width, spec.channels
+    ):  # fmt: skip
+        return to_wire(x, spec)
+    wanted = {"UINT8": "uint8", "FP16": "float16", "FP32": "float32"}[spec.datatype]
+    if x.ndim != 4 or x.shape[1:] != spec.shape or x.dtype.name not in (wanted, "float64"):
+        raise InvalidInput(
+            str(path),
+            f"x is {x.dtype} {list(x.shape)}; expected {wanted} [rows, "
+            f"{', '.join(str(size) for size in spec.shape)}] or uint8 [rows, {spec.height}, "
+            f"{spec.width}, {spec.channels}]",
+        )
+    wire = np.ascontiguousarray(x, wanted)
+    if len(wire):
+        check_values(wire, spec, f"{path}, x")
+    return wire

@@ -1,0 +1,141 @@
+"""Inputs and answers stored in a bundle, by which a server proves itself before it is ready."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.errors import BundleMalformed, ParityError
+from firewall.screening.compiled import GuardGraphs
+from firewall.screening.remote import Recording, RemoteGuard, Replay
+
+#: Largest deviations allowed: other processors round differently, other graphs differ by far more.
+RELATIVE = 1e-3
+ABSOLUTE = 1e-4
+#: At which leads are compared, where values lie in [0, 1].
+RADII = (0.0, 0.02, 0.1)
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Rows and what the guard that is known to be right says of them.
+
+    Attributes:
+        wire: [N, *input shape].
+        log_probabilities: [N, K] of both tiers.
+        statistics: [N, D] of both tiers.
+        leads: [R, N] certified leads at each of `RADII`; [0, N] where nothing is certified.
+        answers: [(V + 1) * N, K] of a classifier elsewhere, views after rows; None of one inside.
+
+    """
+
+    wire: npt.NDArray[Any]
+    log_probabilities: npt.NDArray[np.float32]
+    statistics: npt.NDArray[np.float32]
+    leads: npt.NDArray[np.float32]
+    answers: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def record(cls, compiled: GuardGraphs, wire: npt.NDArray[Any]) -> SelfTest:
+        """The answers of a guard that is known to be right."""
+        if not isinstance(compiled, RemoteGuard):
+            return cls(wire, *compiled.both(wire), _leads(compiled, wire))
+        heard = Recording(compiled.classifier)
+        said = compiled.with_classifier(heard).both(wire, batch=len(wire))
+        return cls(wire, *said, _leads(compiled, wire), np.concatenate(heard.answers))
+
+    def to_npz(self) -> bytes:
+        """As it lies in a bundle."""
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {
+            "wire": self.wire,
+            "log_probabilities": self.log_probabilities,
+            "statistics": self.statistics,
+            "leads": self.leads,
+        }
+        if self.answers is not None:
+            arrays["answers"] = self.answers
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_npz(cls, data: bytes) -> SelfTest:
+        """Read what `to_npz` wrote; pickles are refused.
+
+        Raises:
+            BundleMalformed: it is something else.
+
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                wire = arrays["wire"]
+                # Bundles from before there were certificates have none.
+                leads = (
+                    arrays["leads"] if "leads" in arrays else np.empty((0, len(wire)), np.float32)
+                )
+                return cls(
+                    wire,
+                    arrays["log_probabilities"],
+                    arrays["statistics"],
+                    leads,
+                    arrays.get("answers"),
+                )
+        except Exception as error:  # zip, zlib, numpy: each has its own
+            raise BundleMalformed("selftest.npz: not a self-test") from error
+
+    def run(self, compiled: GuardGraphs) -> None:
+        """Compare.
+
+        Of a classifier elsewhere the recorded answers are taken: that one may be down, and it is
+        not this machine that computes them. Whether it still is the same is `same_classifier`'s.
+
+        Raises:
+            ParityError: this machine computes something else than the one that made the bundle.
+
+        """
+        if isinstance(compiled, RemoteGuard):
+            if self.answers is None:
+                raise BundleMalformed("selftest.npz: has no answers of the remote classifier")
+            compiled = compiled.with_classifier(Replay(self.answers))
+        log_probabilities, statistics = compiled.both(self.wire, batch=len(self.wire))
+        for name, got, want in (
+            ("log_probabilities", log_probabilities, self.log_probabilities),
+            ("statistics", statistics, self.statistics),
+            ("leads", _leads(compiled, self.wire), self.leads),
+        ):
+            if got.shape != want.shape or not np.allclose(got, want, rtol=RELATIVE, atol=ABSOLUTE):
+                worst = (
+                    f"by up to {np.abs(got - want).max():.3g}"
+                    if got.shape == want.shape
+                    else f"in shape, {got.shape} for {want.shape}"
+                )
+                raise ParityError(f"selftest.npz: {name} differ {worst} from what was recorded")
+
+
+def same_classifier(stored: SelfTest, guard: RemoteGuard) -> None:
+    """Ask a classifier elsewhere what it was asked when the guard was calibrated.
+
+    Raises:
+        ParityError: it answers something else: another model, for which nothing is promised.
+        FirewallError: it does not answer.
+
+    """
+    heard = Recording(guard.classifier)
+    guard.with_classifier(heard).both(stored.wire, batch=len(stored.wire))
+    got, want = np.concatenate(heard.answers), stored.answers
+    if want is None or got.shape != want.shape or not np.allclose(got, want, rtol=0.02, atol=0.02):
+        raise ParityError(
+            "upstream: answers other than the classifier that this guard was calibrated for, so "
+            "its promise does not hold; calibrate again with firewall calibrate --upstream"
+        )
+
+
+def _leads(compiled: GuardGraphs, wire: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if not compiled.certifies:
+        return np.empty((0, len(wire)), np.float32)
+    radii = [np.full(len(wire), radius, np.float32) for radius in RADII]
+    return np.stack([compiled.certify(wire, radius)[1] for radius in radii])
