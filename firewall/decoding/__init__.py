@@ -1,0 +1,1 @@
+"""Decode images of strangers within bounds of memory and time."""
