@@ -4,14 +4,16 @@
 
     FirewallError
     ├── InvalidInput          a request or a file of the user's cannot be understood
+    │   └── UnsupportedMedia  the body has a media type or a coding that is not served
     ├── NotFound              the named model or version is not served
     ├── Overloaded            the queue is full; carries when to come back
+    ├── TooLarge              a message is over the size limit
     ├── DeadlineExceeded      the caller's deadline passed first
     ├── Cancelled             the caller went away
     ├── NotReady              the model has not passed its self-test, or the server drains
     ├── Unauthenticated       the client does not say who it is, or nobody knows it
     ├── Unsupported           the bundle cannot do what was asked
-    ├── Refused               client side: the firewall refused the whole request
+    ├── Refused               the firewall refused the whole request
     ├── RemoteError           client side: any other answer that is not an answer
     ├── UpstreamError         the classifier behind the firewall failed
     ├── StateUnavailable      what monitors remember cannot be asked for
@@ -29,10 +31,12 @@
     └── BundleError
         ├── BundleMissing     there is no bundle at that place
         ├── BundleMalformed   the manifest or a file in it is not what the schema says
-        ├── BundleTooLarge    a file is over its cap
+        ├── BundleTooLarge    a file, or a tensor of a graph, is over its cap
         ├── BundleAltered     a file is missing, extra, or not the one that was signed
         ├── BundleUntrusted   the signer is not trusted, or the signature is not theirs
-        └── BundleVersion     the schema version is unknown to this program
+        ├── BundleVersion     the schema version is unknown to this program
+        └── BundleVersionTooOld
+                              the bundle is older than the floor or the live bundle
 """
 
 from __future__ import annotations
@@ -50,6 +54,10 @@ class InvalidInput(FirewallError):
         self.field = field
 
 
+class UnsupportedMedia(InvalidInput):
+    """The body of an HTTP request has a media type or a content coding that is not served."""
+
+
 class NotFound(FirewallError):
     """The named model or version is not served."""
 
@@ -64,7 +72,7 @@ class Overloaded(FirewallError):
 
 
 class TooLarge(FirewallError):
-    """A message is longer than is taken."""
+    """A message is over the size limit."""
 
 
 class DeadlineExceeded(FirewallError):
@@ -88,11 +96,13 @@ class Unsupported(FirewallError):
 
 
 class Refused(FirewallError):
-    """Client side: the firewall suspects the request; carries the request id."""
+    """The firewall suspects rows of the request and answers none of it."""
 
-    def __init__(self, problem: str, request_id: str) -> None:
+    def __init__(self, problem: str, request_id: str, rows: tuple[int, ...] = ()) -> None:
         super().__init__(problem)
         self.request_id = request_id
+        #: The suspected rows; empty where a client was not told.
+        self.rows = rows
 
 
 class RemoteError(FirewallError):
@@ -174,7 +184,7 @@ class BundleMalformed(BundleError):
 
 
 class BundleTooLarge(BundleError):
-    """A file is over its cap."""
+    """A file, or a tensor of a graph, is over its cap."""
 
 
 class BundleAltered(BundleError):
@@ -187,3 +197,7 @@ class BundleUntrusted(BundleError):
 
 class BundleVersion(BundleError):
     """The schema version is unknown to this program."""
+
+
+class BundleVersionTooOld(BundleError):
+    """The bundle is older than the policy's floor, or than the bundle that is live."""

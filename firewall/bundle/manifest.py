@@ -1,4 +1,4 @@
-"""The manifest: what a bundle says about itself, and the hash of every other file in it."""
+"""The manifest: description of a bundle, and size and hash of every other file in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, Spec
+from firewall.documents import parse_json
 from firewall.errors import BundleMalformed, BundleVersion
+from firewall.validation import describe
 
-#: The version this program writes and the only one that it reads.
+#: The schema version that this program writes, and the only one that it reads.
 SCHEMA_VERSION = 1
 
-#: A file of a bundle lies directly in it: no folders, so no path can lead out.
+#: Files lie directly in the bundle: without folders, no path can lead out of it.
 FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+\Z"
 
 
@@ -28,37 +30,37 @@ class ClassifierSpec(Spec):
     """The classifier behind the guard."""
 
     kind: Literal["embedded", "remote"]
-    #: What it is, for people.
+    #: Description for people.
     architecture: str = Field(max_length=256)
     classes: int = Field(ge=2, le=1_000_000)
     taps: tuple[str, ...] = ()
 
 
 class ThreatModel(Spec):
-    """Against whom the bundle claims something. Empty `evaluated` claims nothing."""
+    """Attackers that the bundle was measured against. Empty `evaluated` claims nothing."""
 
     norm: Literal["linf", "l2"]
-    #: In units of the image batch, where values lie in [0, 1].
+    #: For image values in [0, 1].
     radius: float = Field(gt=0)
-    #: Attackers whom the figures in the model card cover.
+    #: Attackers that the figures in the model card cover.
     evaluated: tuple[Literal["oblivious", "transfer", "black-box", "adaptive"], ...]
 
 
 class Provenance(Spec):
-    """Where a bundle comes from."""
+    """How a bundle was made."""
 
-    #: When it was made, ISO 8601 in UTC.
+    #: Time of making, ISO 8601 in UTC.
     created: str
     #: Program and version that made it.
     producer: str
-    #: Hash of everything that the recipe fixes; equal recipes give equal digests.
+    #: Hash of all settings in the recipe; equal recipes have equal hashes.
     recipe: str
     seed: int
-    #: Versions of the libraries that took part.
+    #: Versions of the libraries used.
     libraries: dict[str, str] = Field(default_factory=dict)
-    #: Files that took part, by part ("fit", "part-a", ...), as "name sha256" lines.
+    #: Data files by purpose ("fit", "part-a", ...), as "name sha256" lines.
     data: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    #: Figures that fitting the stages gave, by stage.
+    #: Figures from fitting the stages, by stage.
     fitted: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
@@ -66,8 +68,9 @@ class Manifest(Spec):
     """`manifest.json`."""
 
     schema_version: Literal[1] = 1
-    #: Model name under which it is served.
+    #: Name under which the model is served. Trusted keys can be bound to it.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    #: Compared with the policy's `min_version` and the live bundle's (`firewall.bundle.versions`).
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     classifier: ClassifierSpec
     input: InputSpec
@@ -80,22 +83,19 @@ class Manifest(Spec):
     files: dict[str, FileEntry] = Field(max_length=64)
 
     def to_json(self) -> bytes:
-        """As it lies in a bundle, and as it is signed."""
+        """Serialise, as stored in a bundle and as signed."""
         return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
-        """Read what `to_json` wrote.
+        """Parse a serialised manifest.
 
         Raises:
-            BundleVersion: the schema version is not ours.
-            BundleMalformed: naming the key that is wrong.
+            BundleVersion: this program does not know the schema version.
+            BundleMalformed: a key is wrong; the text names it.
 
         """
-        try:
-            body: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleMalformed(f"manifest.json: not JSON: {error}") from error
+        body: Any = parse_json(text, "manifest.json")
         if not isinstance(body, dict):
             raise BundleMalformed("manifest.json: not an object")
         version = body.get("schema_version")
@@ -107,6 +107,4 @@ class Manifest(Spec):
         try:
             return cls.model_validate(body)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "(whole)"
-            raise BundleMalformed(f"manifest.json, key {key!r}: {first['msg']}") from error
+            raise BundleMalformed(f"manifest.json: {describe(error)}") from error

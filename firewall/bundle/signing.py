@@ -1,7 +1,8 @@
-"""Ed25519 signatures (RFC 8032) and whom to trust.
+"""Ed25519 signatures (RFC 8032) and the keys that are trusted.
 
-A user has one signing key, made on first use, and trusts its public half; other signers are
-trusted by adding their public key (64 hexadecimal digits in a `.pub` file).
+A user has one signing key, created on first use, and trusts its public half. Other signers are
+trusted by adding their public key (64 hexadecimal digits in a `.pub` file), for every model or
+for the models of certain names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -25,11 +27,14 @@ from cryptography.hazmat.primitives.serialization import (
 from platformdirs import user_config_path
 
 from firewall.errors import BundleUntrusted, ConfigError
+from firewall.private_files import make_private_folder, tighten
 
 #: Signed before the manifest, so that a signature for this cannot serve for anything else.
 CONTEXT = b"firewall bundle manifest v1\0"
 #: A public key in text.
 HEX_KEY = re.compile(r"^[0-9a-f]{64}\Z")
+#: Pattern of model names before `=` in `--trust`. A path that has a `=` is written with a `/`.
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9._*?!\[\]-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Signer:
 
     @classmethod
     def generate(cls) -> Signer:
-        """A new key."""
+        """Create a new key."""
         return cls(Ed25519PrivateKey.generate())
 
     @property
@@ -49,15 +54,15 @@ class Signer:
         return self.key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
 
     def sign(self, manifest: bytes) -> bytes:
-        """64 bytes over the bytes of a manifest."""
+        """Sign the bytes of a manifest; returns 64 bytes."""
         return self.key.sign(CONTEXT + manifest)
 
 
 def verify(public: str, signature: bytes, manifest: bytes) -> None:
-    """Check a signature.
+    """Check the signature of a manifest.
 
     Raises:
-        BundleUntrusted: it is not that key's signature of that manifest.
+        BundleUntrusted: the key did not make this signature of this manifest.
 
     """
     try:
@@ -70,26 +75,34 @@ def verify(public: str, signature: bytes, manifest: bytes) -> None:
 
 
 def config_dir() -> Path:
-    """Where a user's keys lie: `$FIREWALL_CONFIG_DIR`, or the platform's configuration folder."""
+    """Folder of the user's keys: `$FIREWALL_CONFIG_DIR`, or the platform's configuration folder."""
     named = os.environ.get("FIREWALL_CONFIG_DIR")
     return Path(named) if named else user_config_path("firewall")
 
 
 def user_signer(directory: Path | None = None) -> Signer:
-    """The user's signing key, made (readable by the user alone) and trusted on first use."""
+    """Read the user's signing key; on first use, create it (mode 0600) and trust it.
+
+    A key file that other users may read is tightened.
+
+    Raises:
+        ConfigError: the key cannot be read or created, or is not an Ed25519 key.
+
+    """
     directory = directory or config_dir()
     path = directory / "signing.key"
     try:
         if not path.exists():
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _create_folder(directory)
             pem = Signer.generate().key.private_bytes(
                 Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
             )
-            # Linked and not renamed: of two processes that start together, one key wins.
+            # Linked and not renamed: of two processes that start together, the first one wins.
             _put(path, pem, os.link)
+        tighten(path)
         signer = _load_private(path)
         own = directory / "trusted" / "self.pub"
-        own.parent.mkdir(exist_ok=True)
+        _create_folder(own.parent)
         if not own.exists() or own.read_text().strip() != signer.public:
             _put(own, (signer.public + "\n").encode(), os.replace)
         return signer
@@ -97,8 +110,14 @@ def user_signer(directory: Path | None = None) -> Signer:
         raise ConfigError(f"signing key: {path} cannot be used: {error.strerror}") from error
 
 
+def _create_folder(path: Path) -> None:
+    # An existing folder keeps its mode: a server that runs as another user reads public keys there.
+    if not path.exists():
+        make_private_folder(path)
+
+
 def _put(path: Path, data: bytes, place: Callable[[str, Path], None]) -> None:
-    """Write a file whole, readable by the user alone, and then put it in its place."""
+    """Write a file of mode 0600 under a temporary name, and then put it in its place."""
     descriptor, draft = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -121,24 +140,66 @@ def _load_private(path: Path) -> Signer:
     return Signer(key)
 
 
-def trusted_keys(extra: Iterable[Path] = (), directory: Path | None = None) -> frozenset[str]:
-    """Public keys that the user trusts: `trusted/*.pub` of the configuration folder, and `extra`.
+@dataclass(frozen=True)
+class TrustedKeys:
+    """Public keys, and the models whose bundles each of them may sign.
+
+    Attributes:
+        entries: pairs of a public key (64 hexadecimal digits) and a pattern of model names
+            (`fnmatch`, case-sensitive); `*` is every model.
+
+    """
+
+    entries: frozenset[tuple[str, str]] = frozenset()
+
+    @classmethod
+    def of(cls, *keys: str) -> TrustedKeys:
+        """Trust keys for every model."""
+        return cls(frozenset((key, "*") for key in keys))
+
+    def patterns(self, key: str) -> tuple[str, ...]:
+        """Patterns of the model names for which a key is trusted; empty for an unknown key."""
+        return tuple(sorted(pattern for known, pattern in self.entries if known == key))
+
+    def trusts(self, key: str, model: str) -> bool:
+        """Whether a key may sign the bundles of a model."""
+        return any(fnmatchcase(model, pattern) for pattern in self.patterns(key))
+
+
+def trusted_keys(extra: Iterable[str | Path] = (), directory: Path | None = None) -> TrustedKeys:
+    """Read the keys that the user trusts.
+
+    Args:
+        extra: values of `--trust`: `signer.pub` is trusted for every model, `NAME=signer.pub` for
+            the models whose names match NAME (`./a=b.pub` is a path). A `Path` is a path.
+        directory: configuration folder, whose `trusted/*.pub` are trusted for every model.
 
     Raises:
-        ConfigError: a file is not a public key.
+        ConfigError: a file does not hold a public key.
 
     """
     folder = (directory or config_dir()) / "trusted"
-    paths = [*sorted(folder.glob("*.pub")), *extra]
-    keys: set[str] = set()
-    for path in paths:
-        try:
-            text = path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"trusted key: {path} cannot be read") from error
-        if not HEX_KEY.match(text):
-            raise ConfigError(
-                f"trusted key: {path} does not hold a public key of 64 hexadecimal digits"
-            )
-        keys.add(text)
-    return frozenset(keys)
+    named = [("*", path) for path in sorted(folder.glob("*.pub"))]
+    named += [_parse_trust(value) for value in extra]
+    return TrustedKeys(frozenset((_read_public(path), pattern) for pattern, path in named))
+
+
+def _parse_trust(value: str | Path) -> tuple[str, Path]:
+    """`NAME=signer.pub` to the pattern and the path; the pattern of a bare path is `*`."""
+    if isinstance(value, str):
+        pattern, separator, path = value.partition("=")
+        if separator and path and _NAME_PATTERN.fullmatch(pattern):
+            return pattern, Path(path)
+    return "*", Path(value)
+
+
+def _read_public(path: Path) -> str:
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"trusted key: {path} cannot be read") from error
+    if not HEX_KEY.match(text):
+        raise ConfigError(
+            f"trusted key: {path} does not hold a public key of 64 hexadecimal digits"
+        )
+    return text

@@ -2,18 +2,20 @@ r"""Bundles on disk.
 
 A bundle is a directory of plain files, without folders:
 
-    manifest.json     what it is, and size and SHA-256 of every file but itself and the signature
+    manifest.json     what it is, and size and SHA-256 of every file except itself and the signature
     signature.json    {"algorithm": "ed25519", "public_key": hex, "signature": hex} over
                       "firewall bundle manifest v1\0" + the bytes of manifest.json
     *.onnx            graphs
     calibration.json, labels.json, selftest.npz, evaluation.json, MODEL_CARD.md
 
-Opening is one total check before anything is used, in this order: the listing (names, plain files,
-size caps), the signature over the manifest by a trusted key, the manifest's schema, that the
-directory holds exactly the manifest's files, each hash, and that graphs are self-contained. What is
-returned are the very bytes that were hashed; nothing is read twice.
+Opening checks everything before anything is used, in this order: the listing (names, plain files,
+size caps), the signature over the manifest by a trusted key, the manifest's schema, that the key is
+trusted for this model, that the directory holds exactly the manifest's files, each hash, and that
+graphs are self-contained and have no control flow. The returned bytes are those that were hashed;
+nothing is read twice.
 
-Not checked: that the model is a good one. Whoever signs vouches for that.
+Not checked: that the model is a good one, for which the signer vouches, and that the bundle is
+recent (`firewall.bundle.versions`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from pathlib import Path
 
 from firewall.bundle.manifest import FILE_PATTERN, FileEntry, Manifest
 from firewall.bundle.onnx_file import check_graph
-from firewall.bundle.signing import HEX_KEY, Signer, verify
+from firewall.bundle.signing import HEX_KEY, Signer, TrustedKeys, verify
+from firewall.documents import parse_json
 from firewall.errors import (
     BundleAltered,
     BundleError,
@@ -44,7 +47,7 @@ from firewall.errors import (
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
 
-#: Caps in bytes by file name or ending; what is not named has the last.
+#: Size caps in bytes by file name or ending; the last one is for all other files.
 CAPS: Mapping[str, int] = {
     MANIFEST: 1 << 20,
     SIGNATURE: 1 << 12,
@@ -54,8 +57,8 @@ CAPS: Mapping[str, int] = {
     ".md": 1 << 20,
     "": 1 << 20,
 }
-#: Files a bundle may have at most.
-MOST_FILES = 66
+#: Files that a bundle may have, manifest and signature included.
+MAX_FILES = 66
 #: Files that every bundle has.
 REQUIRED = frozenset({"calibration.json", "labels.json", "selftest.npz", "MODEL_CARD.md"})
 
@@ -66,7 +69,7 @@ class Bundle:
 
     Attributes:
         manifest: its manifest.
-        files: the bytes of every file in the manifest, as hashed.
+        files: the hashed bytes of every file in the manifest.
         digest: SHA-256 of the manifest, which fixes everything else.
         signer: public key, 64 hexadecimal digits.
 
@@ -79,11 +82,8 @@ class Bundle:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names, one a class."""
-        try:
-            names = json.loads(self.files["labels.json"])
-        except (ValueError, RecursionError) as error:
-            raise BundleMalformed("labels.json: not JSON") from error
+        """Names of the classes, in order."""
+        names = parse_json(self.files["labels.json"], "labels.json")
         if not isinstance(names, list) or len(names) != self.manifest.classifier.classes:
             raise BundleMalformed(
                 f"labels.json: expected a list of {self.manifest.classifier.classes} names"
@@ -94,16 +94,16 @@ class Bundle:
 def write_bundle(
     target: Path, manifest: Manifest, files: Mapping[str, bytes], signer: Signer
 ) -> str:
-    """Write a signed bundle, whole or not at all; returns its digest.
+    """Write a signed bundle, completely or not at all; returns its digest.
 
     Args:
         target: a directory that does not exist yet.
         manifest: its `files` are filled in here.
-        files: by name.
-        signer: whose signature it gets.
+        files: content by name.
+        signer: key that signs it.
 
     Raises:
-        BundleError: the target exists, cannot be written, or a file would not pass opening.
+        BundleError: the target exists or cannot be written, or `open_bundle` would refuse a file.
 
     """
     for name, data in files.items():
@@ -147,24 +147,31 @@ def write_bundle(
     return hashlib.sha256(text).hexdigest()
 
 
-def open_bundle(path: Path, trusted: Collection[str]) -> Bundle:
-    """Check a bundle whole and read it.
+def open_bundle(path: Path, trusted: TrustedKeys | Collection[str]) -> Bundle:
+    """Check everything about a bundle and read it.
 
     Args:
         path: its directory.
-        trusted: public keys whose signatures count.
+        trusted: keys that may sign it; bare public keys are trusted for every model.
 
     Raises:
-        BundleError: the kind and the text say what is wrong with which file.
+        BundleError: the class and the text say what is wrong with which file.
 
     """
     sizes = _listing(path)
     for name in (MANIFEST, SIGNATURE):
         if name not in sizes:
             raise BundleAltered(f"{name}: missing")
+    if not isinstance(trusted, TrustedKeys):
+        trusted = TrustedKeys.of(*trusted)
     text = _read(path, MANIFEST, sizes[MANIFEST])
     public = _check_signature(_read(path, SIGNATURE, sizes[SIGNATURE]), text, trusted)
     manifest = Manifest.from_json(text)
+    if not trusted.trusts(public, manifest.name):
+        raise BundleUntrusted(
+            f"{SIGNATURE}: signed by {public}, which is trusted for models named "
+            f"{' or '.join(trusted.patterns(public))}, but not for {manifest.name!r}"
+        )
     _check_names(manifest, sizes)
     files: dict[str, bytes] = {}
     for name, entry in manifest.files.items():
@@ -181,13 +188,13 @@ def open_bundle(path: Path, trusted: Collection[str]) -> Bundle:
 
 
 def _listing(path: Path) -> dict[str, int]:
-    """Sizes by name; every entry is a plain file with a plain name, under its cap."""
+    """Sizes by name, after checking that every entry is a plain file of allowed name and size."""
     sizes: dict[str, int] = {}
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                if len(sizes) >= MOST_FILES:
-                    raise BundleAltered(f"{path.name}: more than {MOST_FILES} files")
+                if len(sizes) >= MAX_FILES:
+                    raise BundleAltered(f"{path.name}: more than {MAX_FILES} files")
                 if not re.match(FILE_PATTERN, entry.name):
                     raise BundleAltered(f"{entry.name!r}: not a name that a file may have")
                 status = entry.stat(follow_symlinks=False)
@@ -213,9 +220,9 @@ def _check_cap(name: str, size: int) -> None:
 
 
 def _read(path: Path, name: str, size: int) -> bytes:
-    """At most one byte over the size listed, so that a growing file cannot exhaust memory."""
+    """Read a file, at most one byte beyond its size, so that a growing file cannot fill memory."""
     try:
-        # A link put in place of a file after the listing is not followed.
+        # A link that replaced the file after the listing is not followed.
         descriptor = os.open(path / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         with os.fdopen(descriptor, "rb") as file:
             data = file.read(size + 1)
@@ -226,20 +233,20 @@ def _read(path: Path, name: str, size: int) -> bytes:
     return data
 
 
-def _check_signature(data: bytes, manifest: bytes, trusted: Collection[str]) -> str:
+def _check_signature(data: bytes, manifest: bytes, trusted: TrustedKeys) -> str:
+    body = parse_json(data, SIGNATURE)
     try:
-        body = json.loads(data)
         algorithm = body["algorithm"]
         public = str(body["public_key"])
         signature = bytes.fromhex(body["signature"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BundleMalformed(f"{SIGNATURE}: not a signature") from error
     if algorithm != "ed25519" or not HEX_KEY.match(public) or len(body) != 3:
         raise BundleMalformed(f"{SIGNATURE}: not an ed25519 signature")
-    if public not in trusted:
+    if not trusted.patterns(public):
         raise BundleUntrusted(
-            f"{SIGNATURE}: signed by {public}, which is not trusted; put that key into a "
-            ".pub file and name it with --trust if you know whose it is"
+            f"{SIGNATURE}: signed by {public}, which is not trusted; if you know whose key it is, "
+            "put it into a .pub file and give that with --trust"
         )
     verify(public, signature, manifest)
     return public

@@ -1,4 +1,4 @@
-"""Finds monitors through entry points. Built-ins come through the same door as anyone's."""
+"""Registry of installed monitors, read from entry points; built-ins are registered the same way."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from firewall.errors import ConfigError, PluginBroken, PluginNotFound
 from firewall.monitors.contract import API_VERSION, Monitor, MonitorConfig, MonitorPlugin
 from firewall.monitors.store import Store
+from firewall.validation import describe
 
 GROUP = "firewall.monitors"
 
 
 @dataclass(frozen=True)
 class MonitorInfo:
-    """One line of `firewall plugins`. `error` is None for a monitor that can be used."""
+    """A line of `firewall plugins`. `error` is None for a monitor that can be used."""
 
     name: str
     distribution: str
@@ -28,14 +29,14 @@ class MonitorInfo:
 
 
 class MonitorRegistry:
-    """The monitors that are installed. A value: make one with `discover` and pass it on."""
+    """The installed monitors. Make one with `discover` and pass it on; there is no global one."""
 
     def __init__(self, entries: Mapping[str, EntryPoint]) -> None:
         self._entries = dict(entries)
 
     @classmethod
     def discover(cls) -> MonitorRegistry:
-        """Read the installed entry points, once. Imports no plugin."""
+        """Read the installed entry points without importing any plugin."""
         entries: dict[str, EntryPoint] = {}
         for entry in entry_points(group=GROUP):
             known = entries.setdefault(entry.name, entry)
@@ -51,7 +52,7 @@ class MonitorRegistry:
         return tuple(sorted(self._entries))
 
     def load(self, name: str) -> MonitorPlugin:
-        """The class of a monitor, imported and checked against the contract.
+        """Import the class of a monitor and check it against the contract.
 
         Raises:
             PluginNotFound: nothing of that name is installed.
@@ -64,7 +65,7 @@ class MonitorRegistry:
             raise PluginNotFound(f"monitor {name!r} is not installed; installed: {known}")
         try:
             loaded: Any = entry.load()
-        except Exception as error:  # a third party's import may raise anything
+        except Exception as error:  # importing third-party code may raise anything
             raise PluginBroken(
                 f"monitor {name!r} of {_origin(entry)} cannot be imported: "
                 f"{type(error).__name__}: {error}"
@@ -76,7 +77,7 @@ class MonitorRegistry:
         return plugin
 
     def build(self, name: str, config: Mapping[str, Any], store: Store, secret: bytes) -> Monitor:
-        """A monitor with a validated config.
+        """Create a monitor with a validated config.
 
         Raises:
             PluginError: as `load`.
@@ -87,15 +88,11 @@ class MonitorRegistry:
         try:
             parsed = plugin.Config.model_validate(dict(config))
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "(whole)"
-            raise ConfigError(
-                f"monitor {name!r}, key {key!r}: {first['msg']}, got {first['input']!r}"
-            ) from error
+            raise ConfigError(f"monitor {name!r}: {describe(error)}") from error
         return plugin(parsed, store, secret)
 
     def report(self) -> list[MonitorInfo]:
-        """Every installed monitor, tried; a broken one is a line, not an exception."""
+        """Try to import every installed monitor; a broken one is reported, not raised."""
         lines: list[MonitorInfo] = []
         for name, entry in sorted(self._entries.items()):
             try:
@@ -120,12 +117,12 @@ def _origin(entry: EntryPoint) -> str:
 
 
 def _breach(loaded: object) -> str | None:
-    """What a plugin does that the contract forbids, or None."""
+    """Say how a plugin breaks the contract, or None."""
     if not isinstance(loaded, type) or not callable(getattr(loaded, "observe", None)):
         return "is not a class with observe(seen)"
     version = getattr(loaded, "api_version", None)
     if version != API_VERSION:
-        return f"has api_version {version!r}; this firewall speaks {API_VERSION}"
+        return f"has api_version {version!r}; this firewall supports {API_VERSION}"
     config = getattr(loaded, "Config", None)
     if not (isinstance(config, type) and issubclass(config, MonitorConfig)):
         return "has no Config that derives from firewall.monitors.MonitorConfig"

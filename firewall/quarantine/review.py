@@ -1,4 +1,4 @@
-"""Reviewed rows as tomorrow's training data: the folder that a recipe's `[data] reviewed` reads."""
+"""Export reviewed rows as training data: the folder that a recipe's `[data] reviewed` reads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from PIL import Image
 
 from firewall.bundle.spec import InputSpec
 from firewall.errors import ConfigError
+from firewall.private_files import make_private_folder, open_private
 from firewall.quarantine.store import Store
 
 
 def to_pixels(wire: npt.NDArray[Any], spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """[*spec.shape] as clients send it to [H, W, C] pixels; what lies between two is rounded."""
+    """Convert a row as clients send it, [*spec.shape], to pixels [H, W, C], rounded."""
     x = wire.astype(np.float32)
     if spec.layout == "NCHW":
         x = x.transpose(1, 2, 0)
@@ -29,35 +30,37 @@ def to_pixels(wire: npt.NDArray[Any], spec: InputSpec) -> npt.NDArray[np.uint8]:
 
 
 def write_image(wire: npt.NDArray[Any], spec: InputSpec, path: Path) -> None:
-    """A row as PNG.
+    """Write a row as PNG, with mode 0600.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
 
     """
     pixels = to_pixels(wire, spec)
     try:
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
+        with open_private(path, "wb") as file:
+            image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+            image.save(file, format="png")
     except OSError as error:
         raise ConfigError(f"--out: {path} cannot be written: {error.strerror}") from error
 
 
 def export(store: Store, spec: InputSpec, model: str, folder: Path) -> int:
-    """Write every labelled row of a model: images and `index.jsonl`; returns how many.
+    """Write the labelled rows of a model, images and `index.jsonl`; returns their number.
 
     Args:
-        store: quarantine.
-        spec: of the model's input.
-        model: name.
-        folder: new, or empty.
+        store: the quarantine.
+        spec: input of the model.
+        model: name of the model.
+        folder: a new or empty folder, which gets mode 0700.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds something.
+        ConfigError: the folder cannot be written, or is not empty.
         InvalidInput: an image is gone or damaged.
 
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         if any(folder.iterdir()):
             raise ConfigError(f"--out: {folder} is not empty; name a new folder")
     except OSError as error:
@@ -80,7 +83,8 @@ def export(store: Store, spec: InputSpec, model: str, folder: Path) -> int:
             )
         )
     try:
-        (folder / "index.jsonl").write_text("".join(line + "\n" for line in lines))
+        with open_private(folder / "index.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
     except OSError as error:
         raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from error
     return len(lines)

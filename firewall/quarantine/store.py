@@ -1,7 +1,10 @@
-"""Where quarantined rows lie: a table (SQLite, PostgreSQL), and images in a folder or fsspec URL.
+"""Store quarantined rows in a table (SQLite, PostgreSQL), and images in a folder or fsspec URL.
 
-An image is written before its row, so a row that is there has its image; an image without a row is
-what a crash left, and `sweep` removes it.
+An image is written before its row, so every row has its image. An image without a row is what a
+crash left behind; `strays` removes it.
+
+Rows and images are data of clients: the SQLite file and local images have mode 0600, and a local
+folder of images has mode 0700 (`firewall.private_files` says what happens to existing ones).
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from typing import Any
 import numpy.typing as npt
 
 from firewall.errors import ConfigError, InvalidInput
+from firewall.private_files import make_private_folder, open_private, tighten
 from firewall.quarantine.entry import Entry, from_bytes, to_bytes
+from firewall.secret_urls import without_password
 
 #: Rows of one transaction.
 _BATCH = 64
@@ -26,8 +31,8 @@ class Limits:
     """How much is kept.
 
     Attributes:
-        bytes: of images, in all; the oldest go first.
-        days: that a row is kept.
+        bytes: size of all images together; the oldest are removed first.
+        days: age at which a row is removed.
 
     """
 
@@ -40,13 +45,15 @@ class Record:
     """A row of the table.
 
     Attributes:
-        id: by which the commands speak of it.
-        created: when, in UTC.
-        label: what a person sees; None is not reviewed, empty is "none of the classes".
-        reviewer: who said so.
-        size: of the image in the store, in bytes.
+        id: number of the row, as the commands show it.
+        created: time of storing, in UTC.
+        label: class that a person sees; None is not reviewed, empty is "none of the classes".
+        reviewer: name of that person.
+        reviewed: time of the review, in UTC.
+        image: name of the image in the store.
+        size: bytes of the image in the store.
 
-    Others are those of `Entry`.
+    The other attributes are those of `Entry`.
 
     """
 
@@ -73,22 +80,23 @@ class Record:
 
 
 class Store:
-    """Rows and images. One per process and thread of work."""
+    """Rows and images. One instance per process."""
 
     def __init__(self, database: str, images: str) -> None:
-        """Open, and make what is missing.
+        """Open database and folder; create what is missing.
 
         Args:
             database: SQLAlchemy URL, `sqlite:///file.db` or `postgresql+psycopg://...`.
             images: a folder, or an fsspec URL.
 
         Raises:
-            ConfigError: a package is missing, or one of them cannot be opened.
+            ConfigError: a package is missing, or database or folder cannot be opened.
 
         """
         try:
             import fsspec
             import sqlalchemy as sql
+            from fsspec.implementations.local import LocalFileSystem
             from sqlalchemy import event
         except ImportError as error:
             raise ConfigError(
@@ -123,7 +131,9 @@ class Store:
         try:
             self._engine = sql.create_engine(database, pool_pre_ping=True)
             if self._engine.dialect.name == "sqlite":
-                # Readers (people) do not hold up the writer, and a crash loses nothing committed.
+                _make_private(self._engine.url.database)
+
+                # Readers do not hold up the writer, and a crash loses nothing that was committed.
                 @event.listens_for(self._engine, "connect")
                 def _prepare(connection: Any, _: Any) -> None:
                     connection.execute("PRAGMA journal_mode=WAL")
@@ -133,21 +143,29 @@ class Store:
             self._add_missing()
         except Exception as error:  # SQLAlchemy's, and each driver's own
             raise ConfigError(
-                f"--quarantine: {_hidden(database)} cannot be opened: {type(error).__name__}"
+                f"--quarantine: {without_password(database)} cannot be opened: "
+                f"{type(error).__name__}"
             ) from error
         try:
             self._files, self._root = fsspec.core.url_to_fs(images)
-            self._files.makedirs(self._root, exist_ok=True)
+            self._local = isinstance(self._files, LocalFileSystem)
+            if self._local:
+                make_private_folder(self._root, holds="*.npz")
+            else:
+                self._files.makedirs(self._root, exist_ok=True)
         except Exception as error:  # each file system has its own
-            raise ConfigError(f"--quarantine-images: {images} cannot be opened: {error}") from error
+            raise ConfigError(
+                f"--quarantine-images: {without_password(images)} cannot be opened: "
+                f"{type(error).__name__}"
+            ) from error
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Keep some rows; when this returns, they are there.
+        """Store rows; when this returns, they are committed.
 
-        A row that is there already, from a try of which nobody heard the end, stays as it is.
+        A row that an earlier, interrupted attempt has stored stays as it is.
 
         Raises:
-            Exception: the database's or the file system's own; to be tried again.
+            Exception: an error of the database or the file system; the call can be repeated.
 
         """
         rows: list[dict[str, Any]] = []
@@ -155,8 +173,7 @@ class Store:
         for entry in entries:
             data = to_bytes(entry.wire)
             name = f"{entry.key}.npz"
-            with self._files.open(f"{self._root}/{name}", "wb") as file:
-                file.write(data)
+            self._write(name, data)
             rows.append(
                 {
                     "created": now,
@@ -196,14 +213,14 @@ class Store:
         before: int | None = None,
         limit: int = 100,
     ) -> list[Record]:
-        """The newest first.
+        """List rows, the newest first.
 
         Args:
             client: pseudonym; None is all.
             model: name; None is all.
-            reviewed: whether a person has labelled it; None is both.
+            reviewed: whether a person has labelled the row; None is both.
             before: only rows with a smaller id.
-            limit: at most so many.
+            limit: largest number of rows.
 
         """
         found = self._table.select().order_by(self._table.c.id.desc()).limit(limit)
@@ -220,10 +237,10 @@ class Store:
             return [_record(row) for row in connection.execute(found).mappings()]
 
     def get(self, identifier: int) -> Record:
-        """One row.
+        """Return one row.
 
         Raises:
-            InvalidInput: there is none.
+            InvalidInput: there is no such row.
 
         """
         found = self._table.select().where(self._table.c.id == identifier)
@@ -234,10 +251,10 @@ class Store:
         return _record(row)
 
     def image(self, record: Record) -> npt.NDArray[Any]:
-        """The row as it was sent or decoded, [*input shape].
+        """Read the image of a row as it was sent or decoded, [*input shape].
 
         Raises:
-            InvalidInput: it is gone or damaged.
+            InvalidInput: the image is gone or damaged.
 
         """
         try:
@@ -248,7 +265,7 @@ class Store:
         return from_bytes(data)
 
     def label(self, identifier: int, label: str, reviewer: str) -> None:
-        """What a person sees in it; empty is none of the classes.
+        """Store the class that a person sees in a row; empty is none of the classes.
 
         Raises:
             InvalidInput: there is no such row.
@@ -264,7 +281,7 @@ class Store:
                 raise InvalidInput("id", f"{identifier} is not in quarantine")
 
     def labelled(self) -> Iterator[Record]:
-        """Every row that a person has labelled with a class, the oldest first."""
+        """Iterate over the rows that a person has labelled with a class, the oldest first."""
         found = (
             self._table.select()
             .where(self._table.c.label.is_not(None), self._table.c.label != "")
@@ -275,7 +292,7 @@ class Store:
                 yield _record(row)
 
     def traffic(self, model: str) -> Iterator[Record]:
-        """Every row of a model that was kept by lot, the oldest first."""
+        """Iterate over the rows of a model that were kept by sampling, the oldest first."""
         found = (
             self._table.select()
             .where(self._table.c.sampled, self._table.c.model == model)
@@ -290,7 +307,7 @@ class Store:
         return self._remove(self._table.c.client == client)
 
     def sweep(self, limits: Limits) -> int:
-        """Remove what is too old, then the oldest until the size fits; returns how many rows."""
+        """Remove rows that are too old, then the oldest until the size fits; returns how many."""
         removed = self._remove(
             self._table.c.created < datetime.now(UTC) - timedelta(days=limits.days)
         )
@@ -308,7 +325,7 @@ class Store:
         return removed + (0 if last is None else self._remove(self._table.c.id <= last))
 
     def strays(self, older: timedelta = timedelta(hours=1)) -> int:
-        """Remove images that no row speaks of, if they are old enough not to be on their way."""
+        """Remove images without a row; younger ones may belong to a row that is being stored."""
         with self._engine.connect() as connection:
             known = {row[0] for row in connection.execute(self._sql.select(self._table.c.image))}
         removed = 0
@@ -331,7 +348,7 @@ class Store:
         self._engine.dispose()
 
     def _add_missing(self) -> None:
-        """A column that a table of an earlier version does not have yet."""
+        """Add the column that a table of an earlier version does not have."""
         sql, name = self._sql, self._table.name
         there = {one["name"] for one in sql.inspect(self._engine).get_columns(name)}
         if "sampled" not in there:
@@ -339,8 +356,13 @@ class Store:
             with self._engine.begin() as connection:
                 connection.execute(sql.text(change))
 
+    def _write(self, name: str, data: bytes) -> None:
+        place = f"{self._root}/{name}"
+        with open_private(place, "wb") if self._local else self._files.open(place, "wb") as file:
+            file.write(data)
+
     def _remove(self, which: Any) -> int:
-        """Rows first: an image without a row is a stray, a row without its image a lie."""
+        """Remove rows, and then their images, so that no row is left without its image."""
         with self._engine.begin() as connection:
             names = [
                 row[0]
@@ -355,6 +377,16 @@ class Store:
         return len(names)
 
 
+def _make_private(database: str | None) -> None:
+    """Create a SQLite file with mode 0600, or tighten it. SQLite creates others with its mode."""
+    if not database or database == ":memory:" or database.startswith("file:"):
+        return
+    with open_private(database, "ab"):
+        pass
+    for ending in ("-wal", "-shm", "-journal"):
+        tighten(database + ending)
+
+
 def _record(row: Any) -> Record:
     body = dict(row)
     body["reasons"] = tuple(json.loads(body["reasons"]))
@@ -364,11 +396,3 @@ def _record(row: Any) -> Record:
         if body[key] is not None and body[key].tzinfo is None:
             body[key] = body[key].replace(tzinfo=UTC)
     return Record(**body)
-
-
-def _hidden(url: str) -> str:
-    """Without a password."""
-    scheme, separator, rest = url.partition("://")
-    if "@" not in rest:
-        return url
-    return f"{scheme}{separator}***@{rest.rpartition('@')[2]}"

@@ -14,7 +14,7 @@ from firewall.quarantine.store import Limits, Store
 log = logging.getLogger(__name__)
 
 #: Rows that wait at most, and rows of one transaction.
-_BACKLOG, _BATCH = 1024, 64
+MAX_QUEUED_ROWS, _BATCH = 1024, 64
 #: Seconds between sweeps, between looks at every image for strays, and between tries while the
 #: store is down.
 _SWEEP, _STRAYS, _AGAIN = 60.0, 3600.0, 1.0
@@ -32,6 +32,7 @@ class Writer:
         *,
         stored: Callable[[int], None] = lambda rows: None,
         dropped: Callable[[int], None] = lambda rows: None,
+        waiting: Callable[[int], None] = lambda rows: None,
     ) -> None:
         """Start the thread.
 
@@ -40,13 +41,14 @@ class Writer:
             limits: how much is kept.
             stored: told of rows that are there.
             dropped: told of rows that will never be.
+            waiting: told how many rows wait, when one is added and when some are stored.
 
         """
         #: Where rows go; whoever reads it may do so from another thread.
         self.store = store
         self._limits = limits
-        self._stored, self._dropped = stored, dropped
-        self._queue: queue.Queue[Entry | None] = queue.Queue(_BACKLOG)
+        self._stored, self._dropped, self._waiting = stored, dropped, waiting
+        self._queue: queue.Queue[Entry | None] = queue.Queue(MAX_QUEUED_ROWS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="quarantine", daemon=True)
         self._thread.start()
@@ -62,6 +64,7 @@ class Writer:
             self._queue.put_nowait(entry)
         except queue.Full:
             self._dropped(1)
+        self._waiting(self._queue.qsize())
 
     def close(self, timeout: float = 5.0) -> None:
         """Write what waits, for at most some seconds; the rest is counted as dropped."""
@@ -125,6 +128,7 @@ class Writer:
                     return False
                 continue
             self._stored(len(batch))
+            self._waiting(self._queue.qsize())
             return True
 
     def _tidy(self, work: Callable[[], int]) -> None:

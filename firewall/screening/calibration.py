@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from firewall.documents import parse_json
 from firewall.errors import BundleMalformed, CalibrationError, SampleTooSmall
 from firewall.screening.row_rule import Column, RowRule
 
@@ -131,8 +132,8 @@ class Calibration:
             BundleMalformed: it is something else.
 
         """
+        body = parse_json(text, "calibration.json")
         try:
-            body = json.loads(text)
             return cls(
                 detectors=tuple(str(name) for name in body["detectors"]),
                 cheap=int(body["cheap"]),
@@ -149,7 +150,6 @@ class Calibration:
             TypeError,
             ValueError,
             OverflowError,
-            RecursionError,
             CalibrationError,
         ) as error:
             raise BundleMalformed(f"calibration.json: {error}") from error

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.errors import ConfigError, StageFault
+from firewall.screening.graph_limits import BATCH_ROWS, check_tensors
 from firewall.screening.graph_split import WORTH
 from firewall.screening.session import Device, open_session
 from firewall.screening.span import Span
@@ -97,10 +98,16 @@ class CompiledGuard:
             shared_from: bytes of weights in both tiers, from which on they are kept once.
 
         Raises:
+            BundleTooLarge: a tensor of a graph would be too large.
             BundleMalformed: onnxruntime cannot load a graph.
-            ConfigError: `device` is not to be had.
+            ConfigError: `device` is not available.
 
         """
+        for name, graph in graphs.items():
+            if name.endswith(".onnx"):
+                # On CUDA, and for certificates, batches are not split into passes.
+                split = device == "cpu" and name != "certificate.onnx"
+                check_tensors(name, graph, None if split else BATCH_ROWS)
         self._tiers = open_tiers(graphs, threads, device, shared_from)
         self._certificate = (
             open_session(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from firewall.bundle.store import Bundle
+from firewall.bundle.versions import check_version
 from firewall.errors import BundleMalformed, ConfigError
 from firewall.screening.calibration import Calibration
 from firewall.screening.compiled import CompiledGuard, GuardGraphs
@@ -23,31 +24,33 @@ def load_guard(
     device: Device = "cpu",
     classifier: RemoteClassifier | None = None,
 ) -> LiveGuard:
-    """A guard from a checked bundle.
+    """Open a guard from a checked bundle.
 
     Args:
-        bundle: checked.
-        policy: what the operator wants.
-        threads: of one inference; 0 is one a core.
+        bundle: the bundle.
+        policy: the operator's policy.
+        threads: threads per inference session (0 = one per core).
         device: `cpu` or `cuda`.
-        classifier: served elsewhere, of a bundle without one.
+        classifier: the classifier of a bundle that has none inside.
 
     Raises:
-        BundleError: a graph or the calibration does not fit the manifest.
-        ConfigError: the policy asks for what the bundle does not have.
+        BundleVersionTooOld: the bundle is older than `min_version` of the policy.
+        BundleError: a graph is refused, or the calibration does not fit the manifest.
+        ConfigError: the policy asks for something that the bundle does not have.
         CalibrationError: the policy asks for a rate that cannot be promised.
 
     """
     manifest = bundle.manifest
+    check_version(None, manifest.version, policy.min_version, allow_downgrade=False)
     remote = manifest.classifier.kind == "remote"
     if remote and classifier is None:
         raise ConfigError(
             f"bundle {manifest.name!r} has no classifier of its own; say where it is served with "
-            "--upstream grpc://host:port/model"
+            "--upstream grpc://host:port/model or http://host:port/v2/models/NAME"
         )
     if not remote and classifier is not None:
         raise ConfigError(
-            f"--upstream: bundle {manifest.name!r} has its classifier inside; leave it out"
+            f"--upstream: bundle {manifest.name!r} has its classifier inside; leave the flag out"
         )
     calibration = Calibration.from_json(bundle.files["calibration.json"])
     detectors = {stage.name for stage in manifest.guard.of("detector")}
@@ -56,7 +59,7 @@ def load_guard(
             f"calibration.json: detectors {', '.join(calibration.detectors)}; the manifest has "
             f"{', '.join(sorted(detectors))}"
         )
-    _ = bundle.labels  # of the right number, or an error now
+    _ = bundle.labels  # raises where their number is wrong
     read_selftest(bundle)
     read_smoothing(bundle)
     compiled: GuardGraphs
@@ -83,10 +86,10 @@ def load_guard(
 
 
 def read_selftest(bundle: Bundle) -> SelfTest:
-    """The self-test of a bundle.
+    """Read the self-test of a bundle.
 
     Raises:
-        BundleMalformed: it does not fit the manifest.
+        BundleMalformed: the self-test does not fit the manifest.
 
     """
     stored = SelfTest.from_npz(bundle.files["selftest.npz"])
@@ -105,10 +108,10 @@ def read_selftest(bundle: Bundle) -> SelfTest:
 
 
 def read_smoothing(bundle: Bundle) -> Smoothing | None:
-    """How the bundle smooths, if it does.
+    """Read the smoothing table of a bundle; None where it has none.
 
     Raises:
-        BundleMalformed: `smoothing.json` is none.
+        BundleMalformed: `smoothing.json` is malformed.
 
     """
     text = bundle.files.get("smoothing.json")

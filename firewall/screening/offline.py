@@ -12,54 +12,67 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.bundle.spec import InputSpec, Preprocessing
+from firewall.decoding.decode import decode_image
+from firewall.decoding.pixels import pixels_hash
 from firewall.errors import InvalidInput
 from firewall.screening.compiled import log_softmax
 from firewall.screening.live import LiveGuard
-from firewall.screening.preprocess import check_values, decode_image, to_wire
+from firewall.screening.preprocess import check_values, to_wire
 from firewall.screening.verdict import Decision
 
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a source, as it would be sent, or why it cannot be."""
+    """An image of a source, as a client would send it, or the reason why it cannot be sent.
+
+    `pixels` [H, W, C] is what was decoded; None where a file held values and no 8-bit pixels.
+    """
 
     path: str
     wire: npt.NDArray[Any] | None
     error: str | None = None
+    pixels: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
 class Screened:
-    """What the guard says of one image. `probability` is of the top class, in [0, 1]."""
+    """The guard's decision on an image. `probability` is of the top class, in [0, 1]."""
 
     path: str
     decision: Decision
     index: int
     probability: float
+    #: [H, W, C], as screened; None where a file held values and no 8-bit pixels.
+    pixels: npt.NDArray[np.uint8] | None = None
+
+    @property
+    def pixels_sha256(self) -> str | None:
+        """Hash of the screened pixels, see `pixels_hash`."""
+        return None if self.pixels is None else pixels_hash(self.pixels)
 
 
 def rows(paths: Sequence[Path], spec: InputSpec, preprocessing: Preprocessing) -> Iterator[Row]:
-    """Images, folders of images (recursively, in order of name), or .npz files with `x`.
+    """Read images, folders of images (recursively, in order of name), or .npz files with `x`.
 
-    `x` is either [N, H, W, C] uint8 pixels or a batch as clients send it. What cannot be read is a
-    row with an error, so that one bad file does not lose the others.
+    `x` is either [N, H, W, C] uint8 pixels or a batch as clients send it. A file that cannot be
+    read becomes a row with an error, so that the others are still screened.
     """
     for path in paths:
         if path.is_dir():
             inner = sorted(one for one in path.rglob("*") if one.suffix.lower() in IMAGE_ENDINGS)
             if not inner:
-                yield Row(str(path), None, "a folder without .jpg, .jpeg or .png files")
+                yield Row(str(path), None, "a folder without .jpg, .jpeg, .png or .webp files")
             yield from rows(inner, spec, preprocessing)
             continue
         try:
             if path.suffix.lower() == ".npz":
-                for number, wire in enumerate(_arrays(path, spec)):
-                    yield Row(f"{path}[{number}]", wire)
+                for number, (wire, pixels) in enumerate(_arrays(path, spec)):
+                    yield Row(f"{path}[{number}]", wire, pixels=pixels)
             else:
                 pixels = decode_image(path.read_bytes(), spec, preprocessing, field=str(path))
-                yield Row(str(path), to_wire(pixels[None], spec)[0])
+                yield Row(str(path), to_wire(pixels[None], spec)[0], pixels=pixels)
         except OSError as error:
             yield Row(str(path), None, error.strerror or "cannot be read")
         except InvalidInput as error:
@@ -90,10 +103,19 @@ def _screen(guard: LiveGuard, waiting: list[Row]) -> Iterator[Screened]:
     probabilities = np.exp(log_softmax(answer.outputs))
     for number, row in enumerate(waiting):
         top = int(probabilities[number].argmax())
-        yield Screened(row.path, answer.decisions[number], top, float(probabilities[number, top]))
+        yield Screened(
+            row.path,
+            answer.decisions[number],
+            top,
+            float(probabilities[number, top]),
+            row.pixels,
+        )
 
 
-def _arrays(path: Path, spec: InputSpec) -> npt.NDArray[Any]:
+def _arrays(
+    path: Path, spec: InputSpec
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]]:
+    """Rows of a file as clients send them, with their pixels where the file holds pixels."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if "x" not in arrays:
@@ -104,7 +126,8 @@ def _arrays(path: Path, spec: InputSpec) -> npt.NDArray[Any]:
     if x.ndim == 4 and x.dtype == np.uint8 and x.shape[1:] == (
         spec.height, spec.width, spec.channels
     ):  # fmt: skip
-        return to_wire(x, spec)
+        yield from zip(to_wire(x, spec), x, strict=True)
+        return
     wanted = {"UINT8": "uint8", "FP16": "float16", "FP32": "float32"}[spec.datatype]
     if x.ndim != 4 or x.shape[1:] != spec.shape or x.dtype.name not in (wanted, "float64"):
         raise InvalidInput(
@@ -116,4 +139,5 @@ def _arrays(path: Path, spec: InputSpec) -> npt.NDArray[Any]:
     wire = np.ascontiguousarray(x, wanted)
     if len(wire):
         check_values(wire, spec, f"{path}, x")
-    return wire
+    for row in wire:
+        yield row, None

@@ -1,32 +1,42 @@
-"""What the operator decides: read from TOML, changed without a restart."""
+"""The operator's policy, read from TOML. A running server takes a new one without a restart."""
 
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from firewall.bundle.versions import is_comparable
+from firewall.documents import parse_toml
 from firewall.errors import ConfigError
+from firewall.validation import describe
 
 
 class Exclusion(BaseModel):
-    """What is not screened. Given fields must all match; at least one is given.
+    """`[[exclusions]]`: requests that are not screened, or not by one detector.
 
-    With `detector`, that detector or monitor is left out and the others keep their promise;
-    without, the request is not screened at all.
+    An exclusion applies if all fields that it gives match; it gives at least one. With `detector`,
+    that detector or monitor is skipped, and the others keep the promised false-positive rate.
+    Without `detector`, the request is not screened at all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: Yours, to tell exclusions apart.
-    id: str = Field(min_length=1, max_length=64)
-    model: str | None = None
-    #: As the audit log names it: `cert:NAME`, `token:NAME`, or an address without port.
-    client: str | None = None
-    detector: str | None = None
+    id: str = Field(
+        min_length=1, max_length=64, description="Your name for the exclusion, for the audit log."
+    )
+    model: str | None = Field(default=None, description="Name of the requested model.")
+    client: str | None = Field(
+        default=None,
+        description="The client as the audit log names it: `cert:NAME`, `token:NAME`, or an "
+        "address without port.",
+    )
+    detector: str | None = Field(
+        default=None,
+        description="Name of the detector or monitor to skip; all of them when not set.",
+    )
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
@@ -35,62 +45,118 @@ class Exclusion(BaseModel):
         return self
 
     def matches(self, model: str, client: str) -> bool:
-        """Whether the exclusion speaks about a request."""
+        """Whether model and client of a request match this exclusion."""
         return self.model in (None, model) and self.client in (None, client)
 
 
 class MonitorSpec(BaseModel):
-    """`[[monitors]]`: one that remembers requests, and from which score on a row is refused."""
+    """`[[monitors]]`: a monitor, and the score from which it refuses a row."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: Yours; the reason that audit log and answers give, and what exclusions name.
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")
-    #: Entry-point name.
-    plugin: str = Field(min_length=1, max_length=64)
-    #: A row with this score or more is refused.
-    threshold: float = Field(allow_inf_nan=False)
-    #: Of the plugin.
-    config: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9-]{0,63}$",
+        description="Your name for the monitor. Audit log, answers and exclusions use it.",
+    )
+    plugin: str = Field(
+        min_length=1,
+        max_length=64,
+        description="Name of the plugin, as `firewall plugins` lists it.",
+    )
+    threshold: float = Field(
+        allow_inf_nan=False, description="Rows with at least this score are refused."
+    )
+    config: dict[str, Any] = Field(default_factory=dict, description="Settings of the plugin.")
 
 
 class Policy(BaseModel):
-    """How statistics become verdicts, and how much of them anyone is told."""
+    """How statistics become verdicts, and how much of them is disclosed to clients."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: `enforce` refuses, `monitor` flags and answers, `off` does not screen.
-    mode: Literal["enforce", "monitor", "off"] = "enforce"
-    #: Percent of requests that are screened; 0 is an instant way back.
-    sample: float = Field(default=100, ge=0, le=100)
-    #: Share of clean rows that may be refused; calibration promises it or refuses.
-    false_positive_rate: float = Field(default=0.01, gt=0, lt=0.5)
-    #: 1: cheap statistics only. 2: adds the views. 3: adds disagreement with a robust guard model.
-    #: 4: besides, accepts only what carries a certificate, whatever that costs in clean rows.
-    paranoia: Literal[1, 2, 3, 4] = 2
-    #: What paranoia 4 asks for: L-infinity, where values lie in [0, 1]. Half of the radius that the
-    #: bundle is meant for when left out. If a clean row is certified at r and what it was turned
-    #: into is too, and they are within 2 r of each other, then both have one class. It speaks of
-    #: what is screened: `sample` and `exclusions` let rows pass without.
-    certified_radius: float | None = Field(default=None, gt=0, lt=1)
-    #: Whether `Certify` is answered: a radius is a distance, which an attacker can follow. When
-    #: left out, where `outputs` are in full: those tell as much.
-    certify: bool | None = None
-    #: What a stage that fails means for its row.
-    on_fault: Literal["reject", "accept"] = "reject"
-    #: `diagnostics` answers statistics and p-values, which are what an attacker optimises against.
-    disclose: Literal["verdict", "diagnostics"] = "verdict"
-    #: The classifier's outputs in full, rounded to 0.01 of probability, or the top class alone.
-    outputs: Literal["full", "rounded", "label"] = "full"
-    exclusions: tuple[Exclusion, ...] = ()
-    #: What remembers requests, beside the detectors of the bundle.
-    monitors: tuple[MonitorSpec, ...] = ()
+    mode: Literal["enforce", "monitor", "off"] = Field(
+        default="enforce",
+        description="`enforce` refuses suspected rows, `monitor` flags them and answers, `off` "
+        "screens nothing.",
+    )
+    sample: float = Field(
+        default=100,
+        ge=0,
+        le=100,
+        description="Percent of requests that are screened; 0 turns screening off at once.",
+    )
+    false_positive_rate: float = Field(
+        default=0.01,
+        gt=0,
+        lt=0.5,
+        description="Share of clean rows that may be refused. A rate that the bundle's calibration "
+        "cannot promise is an error.",
+    )
+    paranoia: Literal[1, 2, 3, 4] = Field(
+        default=2,
+        description="1: cheap statistics only. 2: adds the views. 3: adds disagreement with a "
+        "robust guard model. 4: accepts, besides, only rows with a certificate, at any cost in "
+        "refused clean rows.",
+    )
+    certified_radius: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Radius of the certificate that paranoia 4 requires: L-infinity, for values "
+        "in [0, 1]; half of the radius in the bundle's threat model when not set. If a clean row "
+        "and its modified copy are both certified at r and are within 2 r of each other, both have "
+        "the same class. Rows that `sample` or `exclusions` leave out pass without a certificate.",
+    )
+    certify: bool | None = Field(
+        default=None,
+        description="Whether `Certify` is answered. A certified radius is a distance that an "
+        'attacker can follow. When not set, it is answered if `outputs` is "full", which discloses '
+        "as much.",
+    )
+    on_fault: Literal["reject", "accept"] = Field(
+        default="reject", description="Verdict on a row whose screening failed."
+    )
+    disclose: Literal["verdict", "diagnostics"] = Field(
+        default="verdict",
+        description="`diagnostics` adds statistics and p-values to answers; an attacker can "
+        "optimise against them.",
+    )
+    outputs: Literal["full", "rounded", "label"] = Field(
+        default="full",
+        description="The classifier's outputs in full, probabilities rounded to 0.01, or the top "
+        "class alone.",
+    )
+    rows: Literal["all", "each"] = Field(
+        default="all",
+        description="What a suspected row means for its batch over the Open Inference Protocol: "
+        "`all` refuses the whole request; `each` answers the other rows, withholds the suspected "
+        "ones as NaN (null in JSON), and names every row's verdict in the response parameters.",
+    )
+    min_version: str | None = Field(
+        default=None,
+        description="Oldest version of a bundle that may be served; dotted numbers compare number "
+        "by number.",
+    )
+    exclusions: tuple[Exclusion, ...] = Field(
+        default=(), description="Requests that are not screened, or not by one detector."
+    )
+    monitors: tuple[MonitorSpec, ...] = Field(
+        default=(),
+        description="Monitors that compare requests over time, beside the detectors of the bundle.",
+    )
+
+    @field_validator("min_version")
+    @classmethod
+    def _comparable(cls, value: str | None) -> str | None:
+        if value is not None and not is_comparable(value):
+            raise ValueError("expected numbers separated by dots")
+        return value
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = [monitor.name for monitor in self.monitors]
         if len(set(names)) != len(names):
-            raise ValueError("two monitors have one name")
+            raise ValueError("two monitors have the same name")
         return self
 
     @model_validator(mode="after")
@@ -104,7 +170,7 @@ class Policy(BaseModel):
         """Read a TOML file.
 
         Raises:
-            ConfigError: naming the key, its value and what would be right.
+            ConfigError: the file cannot be read, or a key is wrong; the text names key and value.
 
         """
         try:
@@ -115,18 +181,40 @@ class Policy(BaseModel):
             raise ConfigError(f"policy: {path} is not UTF-8 text") from error
 
     @classmethod
-    def parse(cls, text: str) -> Policy:
-        """Read TOML text; errors as in `load`."""
+    def of(cls, path: Path | None, mode: str | None, rate: float | None) -> Self:
+        """Read a file, with a mode and a false-positive rate that override it.
+
+        Args:
+            path: TOML file; the default policy when None.
+            mode: None keeps the file's.
+            rate: None keeps the file's.
+
+        Raises:
+            ConfigError: as `load`, or naming the flag.
+
+        """
+        policy = cls.load(path) if path else cls()
+        overrides = {"mode": mode, "false_positive_rate": rate}
+        body = policy.model_dump() | {
+            key: value for key, value in overrides.items() if value is not None
+        }
         try:
-            return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"policy: not TOML: {error}") from error
+            return cls.model_validate(body)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "(whole)"
-            raise ConfigError(
-                f"policy, key {key!r}: {first['msg']}, got {first['input']!r}"
-            ) from error
+            names = " and ".join(
+                f"--{key.replace('_', '-')}"
+                for key, value in overrides.items()
+                if value is not None
+            )
+            raise ConfigError(f"policy with {names} applied: {describe(error)}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """Parse TOML text; errors as in `load`."""
+        try:
+            return cls.model_validate(parse_toml(text, "policy"))
+        except ValidationError as error:
+            raise ConfigError(f"policy: {describe(error)}") from error
 
     @property
     def certificates(self) -> bool:
@@ -135,20 +223,20 @@ class Policy(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that name this policy in the audit log."""
+        """Identify this policy in the audit log, by 12 hexadecimal digits."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     def applied(self, model: str, client: str) -> tuple[str, ...]:
-        """Ids of the exclusions that hold for a request."""
+        """Ids of the exclusions that match a request."""
         return tuple(one.id for one in self.exclusions if one.matches(model, client))
 
     def active(self, detectors: tuple[str, ...], model: str, client: str) -> frozenset[str] | None:
-        """Names of the detectors that count for a request; None when it is not screened.
+        """Names of the detectors that screen a request; None if it is not screened.
 
         Args:
-            detectors: those that count at this policy's level of paranoia.
-            model: name asked for.
-            client: the client's address.
+            detectors: all that are used at this policy's level of paranoia.
+            model: name of the requested model.
+            client: as the audit log names the client.
 
         """
         if self.mode == "off":

@@ -1,113 +1,21 @@
-"""From an encoded photograph to a row on the wire. Numpy and Pillow only."""
+"""Between pixels and the tensor that clients send. Numpy only."""
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 
-from firewall.bundle.spec import InputSpec, Preprocessing
+from firewall.bundle.spec import InputSpec
 from firewall.errors import InvalidInput
-
-#: Pixels that are decoded at most; a header that promises more is refused before any decoding.
-MAX_PIXELS = 50_000_000
-
-#: Modes that convert to RGB or L without losing their meaning.
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
-_COLOURS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 NUMPY_DTYPES: dict[str, type[Any]] = {
     "UINT8": np.uint8,
     "FP16": np.float16,
     "FP32": np.float32,
 }
-
-
-def decode_image(
-    data: bytes,
-    spec: InputSpec,
-    preprocessing: Preprocessing,
-    *,
-    field: str = "image",
-    max_pixels: int = MAX_PIXELS,
-) -> npt.NDArray[np.uint8]:
-    """Decode a JPEG or PNG and bring it to the model's size.
-
-    EXIF orientation is applied and transparency dropped. The shorter side is resized to
-    `preprocessing.resize` (bicubic) and the centre is cropped, unless the image already has the
-    model's size: then it is taken pixel for pixel.
-
-    Returns:
-        [H, W, C] uint8.
-
-    Raises:
-        InvalidInput: naming `field`: not an image, damaged, or too large.
-
-    """
-    # The formats' own classes: Image.open would try every format, and warns by its own limits.
-    try:
-        image: Image.Image
-        if data[:3] == b"\xff\xd8\xff":
-            image = JpegImageFile(io.BytesIO(data))
-        elif data[:8] == b"\x89PNG\r\n\x1a\n":
-            image = PngImageFile(io.BytesIO(data))
-        else:
-            raise InvalidInput(field, "neither a JPEG nor a PNG")
-        width, height = image.size
-        if width * height > max_pixels:
-            raise InvalidInput(
-                field, f"{width} x {height} pixels; at most {max_pixels} are decoded"
-            )
-        resized = _resized(width, height, spec, preprocessing)
-        if resized[0] * resized[1] > max_pixels:
-            raise InvalidInput(
-                field,
-                f"{width} x {height} pixels, which resizing would make {resized[0]} x "
-                f"{resized[1]}; at most {max_pixels}",
-            )
-        if image.mode not in _MODES:
-            raise InvalidInput(field, f"pixel format {image.mode!r}; expected 8 bits a channel")
-        if (width, height) != (spec.width, spec.height):
-            # Lets the JPEG decoder skip detail that the resize would drop; ignored by PNG.
-            image.draft(None, (2 * preprocessing.resize, 2 * preprocessing.resize))
-        image.load()
-        image = ImageOps.exif_transpose(image).convert(_COLOURS.get(spec.channels, "RGB"))
-    except InvalidInput:
-        raise
-    except Exception as error:
-        # Pillow raises a dozen kinds on damaged files; none of their texts is for a client.
-        raise InvalidInput(field, "a damaged or truncated image") from error
-    return fit(image, spec, preprocessing)
-
-
-def fit(image: Image.Image, spec: InputSpec, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Resize and centre-crop a decoded image: [H, W, C] uint8."""
-    if image.size != (spec.width, spec.height):
-        size = _resized(*image.size, spec, preprocessing)
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        left = (size[0] - spec.width) // 2
-        top = (size[1] - spec.height) // 2
-        image = image.crop((left, top, left + spec.width, top + spec.height))
-    pixels = np.asarray(image, np.uint8)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _resized(
-    width: int, height: int, spec: InputSpec, preprocessing: Preprocessing
-) -> tuple[int, int]:
-    """Size before the centre is cropped: a thin image becomes very long."""
-    if (width, height) == (spec.width, spec.height):
-        return width, height
-    scale = max(
-        preprocessing.resize / max(1, min(width, height)), spec.width / width, spec.height / height
-    )
-    return max(spec.width, round(width * scale)), max(spec.height, round(height * scale))
 
 
 def to_wire(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]:

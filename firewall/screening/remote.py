@@ -16,10 +16,13 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from firewall.bundle.spec import Spec
-from firewall.errors import BundleMalformed, StageFault, Unsupported
+from firewall.documents import parse_json
+from firewall.errors import BundleMalformed, StageFault, Unsupported, UpstreamError
 from firewall.screening.compiled import Array, CheapResult, ExpensiveResult, Floats
+from firewall.screening.graph_limits import BATCH_ROWS, check_tensors
 from firewall.screening.session import Device, open_session
 from firewall.screening.span import Span
+from firewall.validation import describe
 
 #: Below which a probability is taken for this: its logarithm has to be a number.
 _LEAST = 1e-12
@@ -49,9 +52,9 @@ class RemoteClassifier(Protocol):
 
 
 class RemoteSpec(Spec):
-    """`remote.json` of a bundle: how the halves fit together."""
+    """`remote.json` of a bundle: how the graphs before and after the classifier fit together."""
 
-    #: What the classifier's output is.
+    #: Meaning of the classifier's output.
     output: Literal["logits", "probabilities"] = "logits"
     #: Detectors whose statistics `pre.onnx` and `post.onnx` give, in order.
     pre: tuple[str, ...] = ()
@@ -67,19 +70,19 @@ class RemoteSpec(Spec):
 
     @classmethod
     def from_json(cls, text: bytes) -> RemoteSpec:
-        """Read it.
+        """Parse `remote.json`.
 
         Raises:
-            BundleMalformed: it is something else.
+            BundleMalformed: the text is not such a file; the error names the wrong key.
 
         """
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate(parse_json(text, "remote.json"))
         except ValidationError as error:
-            raise BundleMalformed("remote.json: not the halves of a remote guard") from error
+            raise BundleMalformed(f"remote.json: {describe(error)}") from error
 
     def to_json(self) -> bytes:
-        """As it lies in a bundle."""
+        """Serialise to the bytes that are stored."""
         return json.dumps(self.model_dump(mode="json")).encode()
 
 
@@ -129,6 +132,28 @@ class Recording:
         """Whoever owns the classifier closes it."""
 
 
+def check_answers(answers: Floats, rows: int, classes: int | None) -> None:
+    """Check that a classifier's answer has the shape that the guard was calibrated with.
+
+    Args:
+        answers: what it answers.
+        rows: that were asked.
+        classes: that the guard was calibrated with; None takes any number.
+
+    Raises:
+        UpstreamError: it answers another number of rows or classes.
+
+    """
+    if answers.ndim != 2 or len(answers) != rows:
+        raise UpstreamError(
+            f"upstream: answers {list(answers.shape)} for {rows} rows; expected [rows, classes]"
+        )
+    if classes is not None and answers.shape[1] != classes:
+        raise UpstreamError(
+            f"upstream: answers {answers.shape[1]} classes; calibrated with {classes}"
+        )
+
+
 class RemoteGuard:
     """Both halves, with the classifier between them. All views are one call."""
 
@@ -160,8 +185,9 @@ class RemoteGuard:
             device: where to run.
 
         Raises:
+            BundleTooLarge: a tensor of a graph would be too large.
             BundleMalformed: a graph cannot be loaded, or names differ.
-            ConfigError: `device` is not to be had.
+            ConfigError: `device` is not available.
 
         """
         given = [*spec.pre, *spec.post]
@@ -170,6 +196,9 @@ class RemoteGuard:
                 f"remote.json: detectors {', '.join(given)}; the calibration has "
                 f"{', '.join(detectors)}"
             )
+        for name, graph in graphs.items():
+            if name in ("pre.onnx", "post.onnx"):
+                check_tensors(name, graph, BATCH_ROWS)
         self._pre = (
             open_session("pre.onnx", graphs["pre.onnx"], threads, device)
             if "pre.onnx" in graphs
@@ -180,6 +209,7 @@ class RemoteGuard:
         self._order = [given.index(name) for name in detectors]
         self._cheap = cheap
         self.classifier = classifier
+        self._classes = _classes(self._post)
         self.provider: str = self._post.get_providers()[0]
 
     def with_classifier(self, classifier: RemoteClassifier) -> RemoteGuard:
@@ -198,11 +228,7 @@ class RemoteGuard:
         start = time.perf_counter()
         answers = self.classifier.infer(np.ascontiguousarray(asked), deadline)
         span = Span("upstream", start, time.perf_counter())
-        if answers.ndim != 2 or len(answers) != len(asked):
-            raise StageFault(
-                f"upstream: answered {list(answers.shape)} for {len(asked)} rows; expected rows of "
-                "one axis"
-            )
+        check_answers(answers, len(asked), self._classes)
         by_view = self._spec.logits(answers).reshape(self._spec.views + 1, len(wire), -1)
         outputs = self._post.run(None, {"wire": wire, "logits": by_view})
         after = outputs[1] if len(outputs) > 1 else np.empty((len(wire), 0), np.float32)
@@ -255,3 +281,12 @@ class RemoteGuard:
         if views.shape[:2] != (self._spec.views, len(wire)) or len(statistics) != len(wire):
             raise StageFault(f"pre.onnx: {list(views.shape)} for {len(wire)} rows")
         return views, statistics
+
+
+def _classes(post: Any) -> int | None:
+    """Classes that `post.onnx` takes; None where its graph leaves them open."""
+    for source in post.get_inputs():
+        if source.name == "logits" and len(source.shape) == 3:
+            size = source.shape[2]
+            return size if isinstance(size, int) else None
+    return None

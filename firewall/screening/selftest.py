@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.errors import BundleMalformed, ParityError
+from firewall.errors import BundleMalformed, FirewallError, ParityError
 from firewall.screening.compiled import GuardGraphs
 from firewall.screening.remote import Recording, RemoteGuard, Replay
 
@@ -88,24 +88,34 @@ class SelfTest:
             raise BundleMalformed("selftest.npz: not a self-test") from error
 
     def run(self, compiled: GuardGraphs) -> None:
-        """Compare.
+        """Compare what this machine computes with what was recorded.
 
-        Of a classifier elsewhere the recorded answers are taken: that one may be down, and it is
-        not this machine that computes them. Whether it still is the same is `same_classifier`'s.
+        A classifier that is served elsewhere is replaced by its recorded answers: its server may
+        be down, and this machine does not compute them. `same_classifier` compares that one.
 
         Raises:
             ParityError: this machine computes something else than the one that made the bundle.
+            BundleMalformed: a graph fails, for instance because it takes too much memory.
 
         """
         if isinstance(compiled, RemoteGuard):
             if self.answers is None:
                 raise BundleMalformed("selftest.npz: has no answers of the remote classifier")
             compiled = compiled.with_classifier(Replay(self.answers))
-        log_probabilities, statistics = compiled.both(self.wire, batch=len(self.wire))
+        try:
+            log_probabilities, statistics = compiled.both(self.wire, batch=len(self.wire))
+            leads = _leads(compiled, self.wire)
+        except FirewallError:
+            raise
+        except Exception as error:  # onnxruntime raises its own, undocumented classes
+            raise BundleMalformed(
+                "selftest.npz: a graph of the bundle fails on these rows, or takes more memory "
+                "than a pass may"
+            ) from error
         for name, got, want in (
             ("log_probabilities", log_probabilities, self.log_probabilities),
             ("statistics", statistics, self.statistics),
-            ("leads", _leads(compiled, self.wire), self.leads),
+            ("leads", leads, self.leads),
         ):
             if got.shape != want.shape or not np.allclose(got, want, rtol=RELATIVE, atol=ABSOLUTE):
                 worst = (
@@ -117,10 +127,11 @@ class SelfTest:
 
 
 def same_classifier(stored: SelfTest, guard: RemoteGuard) -> None:
-    """Ask a classifier elsewhere what it was asked when the guard was calibrated.
+    """Ask a served classifier what it was asked when the guard was calibrated.
 
     Raises:
-        ParityError: it answers something else: another model, for which nothing is promised.
+        ParityError: its answers differ: another model, for which nothing is promised.
+        UpstreamError: it answers another number of classes.
         FirewallError: it does not answer.
 
     """
@@ -130,7 +141,8 @@ def same_classifier(stored: SelfTest, guard: RemoteGuard) -> None:
     if want is None or got.shape != want.shape or not np.allclose(got, want, rtol=0.02, atol=0.02):
         raise ParityError(
             "upstream: answers other than the classifier that this guard was calibrated for, so "
-            "its promise does not hold; calibrate again with firewall calibrate --upstream"
+            "its false-positive rate does not hold; calibrate again with firewall calibrate "
+            "--upstream"
         )
 
 

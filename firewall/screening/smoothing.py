@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.bundle.spec import InputSpec
+from firewall.documents import parse_json
 from firewall.errors import BundleMalformed
 from firewall.screening.certificate import Certificate
 from firewall.screening.preprocess import add_to_wire
@@ -109,8 +110,8 @@ class Smoothing:
             BundleMalformed: it is something else.
 
         """
+        body = parse_json(text, "smoothing.json")
         try:
-            body = json.loads(text)
             return cls(
                 float(body["sigma"]),
                 int(body["selection"]),
@@ -118,5 +119,5 @@ class Smoothing:
                 float(body["failure"]),
                 tuple(float(radius) for radius in body["radii"]),
             )
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleMalformed(f"smoothing.json: {error}") from error

@@ -10,15 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from firewall.screening.graph_limits import rows_of_pass
 from firewall.screening.graph_split import Cut, Piece, cut
 from firewall.screening.session import Device, open_session
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
-#: Values of a row's input, times the rows of one pass, at most, on a processor: what lies between
-#: the layers of a pass stays in memory for the next one.
-_VALUES = 1 << 16
 _UNBOUNDED = 1 << 30
 
 
@@ -133,4 +131,4 @@ class _Pieces:
 def _rows_at_once(session: ort.InferenceSession) -> int:
     [shape] = [one.shape for one in session.get_inputs()]
     values = math.prod(size for size in shape[1:] if isinstance(size, int))
-    return max(1, _VALUES // max(1, values))
+    return rows_of_pass(values)

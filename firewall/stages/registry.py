@@ -1,4 +1,4 @@
-"""Finds plugins through entry points. Built-ins come through the same door as anyone's."""
+"""Registry of installed plugins, read from entry points; built-ins are registered the same way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from firewall.errors import ConfigError, PluginBroken, PluginNotFound
 from firewall.stages.contract import API_VERSION, Denoiser, Detector, Ensemble, StageConfig
+from firewall.validation import describe
 
 Kind = Literal["denoiser", "detector", "ensemble"]
 
@@ -24,7 +25,7 @@ BASES: Mapping[Kind, type[Denoiser] | type[Detector] | type[Ensemble]] = {
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """One line of `firewall plugins`. `error` is None for a plugin that can be used."""
+    """A line of `firewall plugins`. `error` is None for a plugin that can be used."""
 
     kind: Kind
     name: str
@@ -34,14 +35,14 @@ class PluginInfo:
 
 
 class Registry:
-    """The plugins that are installed. A value: make one with `discover` and pass it on."""
+    """The installed plugins. Make one with `discover` and pass it on; there is no global one."""
 
     def __init__(self, entries: Mapping[tuple[Kind, str], EntryPoint]) -> None:
         self._entries = dict(entries)
 
     @classmethod
     def discover(cls) -> Registry:
-        """Read the installed entry points, once. Imports no plugin."""
+        """Read the installed entry points without importing any plugin."""
         entries: dict[tuple[Kind, str], EntryPoint] = {}
         for kind in BASES:
             for entry in entry_points(group=f"firewall.{kind}s"):
@@ -58,7 +59,7 @@ class Registry:
         return tuple(sorted(name for found, name in self._entries if found == kind))
 
     def load(self, kind: Kind, name: str) -> type[Any]:
-        """The class of a plugin, imported and checked against the contract.
+        """Import the class of a plugin and check it against the contract.
 
         Raises:
             PluginNotFound: nothing of that kind and name is installed.
@@ -71,7 +72,7 @@ class Registry:
             raise PluginNotFound(f"{kind} {name!r} is not installed; installed {kind}s: {known}")
         try:
             loaded = entry.load()
-        except Exception as error:  # a third party's import may raise anything
+        except Exception as error:  # importing third-party code may raise anything
             raise PluginBroken(
                 f"{kind} {name!r} of {_origin(entry)} cannot be imported: "
                 f"{type(error).__name__}: {error}"
@@ -83,7 +84,7 @@ class Registry:
         return checked
 
     def build(self, kind: Kind, name: str, config: Mapping[str, Any]) -> Any:
-        """An instance of a plugin with a validated config, in eval mode.
+        """Create a plugin with a validated config, in eval mode.
 
         Raises:
             PluginError: as `load`.
@@ -94,15 +95,11 @@ class Registry:
         try:
             parsed = plugin.Config.model_validate(dict(config))
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "(whole)"
-            raise ConfigError(
-                f"{kind} {name!r}, key {key!r}: {first['msg']}, got {first['input']!r}"
-            ) from error
+            raise ConfigError(f"{kind} {name!r}: {describe(error)}") from error
         return plugin(parsed).eval()
 
     def report(self) -> list[PluginInfo]:
-        """Every installed plugin, tried; a broken one is a line, not an exception."""
+        """Try to import every installed plugin; a broken one is reported, not raised."""
         lines: list[PluginInfo] = []
         for (kind, name), entry in sorted(self._entries.items()):
             try:
@@ -128,13 +125,13 @@ def _origin(entry: EntryPoint) -> str:
 
 
 def _breach(kind: Kind, loaded: object) -> str | None:
-    """What a plugin does that the contract forbids, or None."""
+    """Say how a plugin breaks the contract, or None."""
     base = BASES[kind]
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         return f"is not a subclass of firewall.stages.{base.__name__}"
     version = getattr(loaded, "api_version", None)
     if version != API_VERSION:
-        return f"has api_version {version!r}; this firewall speaks {API_VERSION}"
+        return f"has api_version {version!r}; this firewall supports {API_VERSION}"
     config = getattr(loaded, "Config", None)
     if not (isinstance(config, type) and issubclass(config, StageConfig)):
         return "has no Config that derives from firewall.stages.StageConfig"

@@ -24,37 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _pool.AddSerializedFile(b'\n\x11onnx_subset.proto\x12\x14\x66irewall.onnx_subset\"\xb7\x01\n\x06Tensor\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x32\n\rexternal_data\x18\r \x03(\x0b\x32\x1b.firewall.onnx_subset.Entry\x12@\n\rdata_location\x18\x0e \x01(\x0e\x32).firewall.onnx_subset.Tensor.DataLocation\")\n\x0c\x44\x61taLocation\x12\x0b\n\x07\x44\x45\x46\x41ULT\x10\x00\x12\x0c\n\x08\x45XTERNAL\x10\x01\"#\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"k\n\x0cSparseTensor\x12,\n\x06values\x18\x01 \x01(\x0b\x32\x1c.firewall.onnx_subset.Tensor\x12-\n\x07indices\x18\x02 \x01(\x0b\x32\x1c.firewall.onnx_subset.Tensor\"\xaf\x02\n\tAttribute\x12\'\n\x01t\x18\x05 \x01(\x0b\x32\x1c.firewall.onnx_subset.Tensor\x12&\n\x01g\x18\x06 \x01(\x0b\x32\x1b.firewall.onnx_subset.Graph\x12-\n\x07tensors\x18\n \x03(\x0b\x32\x1c.firewall.onnx_subset.Tensor\x12+\n\x06graphs\x18\x0b \x03(\x0b\x32\x1b.firewall.onnx_subset.Graph\x12\x39\n\rsparse_tensor\x18\x16 \x01(\x0b\x32\".firewall.onnx_subset.SparseTensor\x12:\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32\".firewall.onnx_subset.SparseTensor\"z\n\x04Node\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x32\n\tattribute\x18\x05 \x03(\x0b\x32\x1f.firewall.onnx_subset.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\x06\n\x04Type\"C\n\tValueInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04type\x18\x02 \x01(\x0b\x32\x1a.firewall.onnx_subset.Type\"\xc8\x02\n\x05Graph\x12(\n\x04node\x18\x01 \x03(\x0b\x32\x1a.firewall.onnx_subset.Node\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1c.firewall.onnx_subset.Tensor\x12.\n\x05input\x18\x0b \x03(\x0b\x32\x1f.firewall.onnx_subset.ValueInfo\x12/\n\x06output\x18\x0c \x03(\x0b\x32\x1f.firewall.onnx_subset.ValueInfo\x12\x33\n\nvalue_info\x18\r \x03(\x0b\x32\x1f.firewall.onnx_subset.ValueInfo\x12>\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32\".firewall.onnx_subset.SparseTensor\"4\n\x08\x46unction\x12(\n\x04node\x18\x07 \x03(\x0b\x32\x1a.firewall.onnx_subset.Node\"s\n\x0cTrainingInfo\x12\x33\n\x0einitialization\x18\x01 \x01(\x0b\x32\x1b.firewall.onnx_subset.Graph\x12.\n\talgorithm\x18\x02 \x01(\x0b\x32\x1b.firewall.onnx_subset.Graph\".\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xee\x01\n\x05Model\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12*\n\x05graph\x18\x07 \x01(\x0b\x32\x1b.firewall.onnx_subset.Graph\x12\x37\n\x0copset_import\x18\x08 \x03(\x0b\x32!.firewall.onnx_subset.OperatorSet\x12\x39\n\rtraining_info\x18\x14 \x03(\x0b\x32\".firewall.onnx_subset.TrainingInfo\x12\x31\n\tfunctions\x18\x19 \x03(\x0b\x32\x1e.firewall.onnx_subset.Functionb\x06proto3')
+DESCRIPTOR = _pool.AddSerializedFile(b'\n\x11onnx_subset.proto\x12\x14\x66irewall.onnx_subset\"\xdc\x01\n\x06Tensor\x12\x10\n\x04\x64ims\x18\x01 \x03(\x03\x42\x02\x10\x00\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x32\n\rexternal_data\x18\r \x03(\x0b\x32\x1b.firewall.onnx_subset.Entry\x12@\n\rdata_location\x18\x0e \x01(\x0e\x32).firewall.onnx_subset.Tensor.DataLocation\")\n\x0c\x44\x61taLocation\x12\x0b\n\x07\x44\x45\x46\x41ULT\x10\x00\x12\x0c\n\x08\x45XTERNAL\x10\x01\"#\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"k\n\x0cSparseTensor\x12,\n\x06values\x18\x01 \x01(\x0b\x32\x1c.firewall.onnx_subset.Tensor\x12-\n\x07indices\x18\x02 \x01(\x0b\x32\x1c.firewall.onnx_subset.Tensor\"\xaf\x02\n\tAttribute\x12\'\n\x01t\x18\x05 \x01(\x0b\x32\x1c.firewall.onnx_subset.Tensor\x12&\n\x01g\x18\x06 \x01(\x0b\x32\x1b.firewall.onnx_subset.Graph\x12-\n\x07tensors\x18\n \x03(\x0b\x32\x1c.firewall.onnx_subset.Tensor\x12+\n\x06graphs\x18\x0b \x03(\x0b\x32\x1b.firewall.onnx_subset.Graph\x12\x39\n\rsparse_tensor\x18\x16 \x01(\x0b\x32\".firewall.onnx_subset.SparseTensor\x12:\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32\".firewall.onnx_subset.SparseTensor\"z\n\x04Node\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x32\n\tattribute\x18\x05 \x03(\x0b\x32\x1f.firewall.onnx_subset.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\">\n\tDimension\x12\x13\n\tdim_value\x18\x01 \x01(\x03H\x00\x12\x13\n\tdim_param\x18\x02 \x01(\tH\x00\x42\x07\n\x05value\"5\n\x05Shape\x12,\n\x03\x64im\x18\x01 \x03(\x0b\x32\x1f.firewall.onnx_subset.Dimension\"K\n\nTensorType\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12*\n\x05shape\x18\x02 \x01(\x0b\x32\x1b.firewall.onnx_subset.Shape\"=\n\x04Type\x12\x35\n\x0btensor_type\x18\x01 \x01(\x0b\x32 .firewall.onnx_subset.TensorType\"C\n\tValueInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04type\x18\x02 \x01(\x0b\x32\x1a.firewall.onnx_subset.Type\"\xc8\x02\n\x05Graph\x12(\n\x04node\x18\x01 \x03(\x0b\x32\x1a.firewall.onnx_subset.Node\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1c.firewall.onnx_subset.Tensor\x12.\n\x05input\x18\x0b \x03(\x0b\x32\x1f.firewall.onnx_subset.ValueInfo\x12/\n\x06output\x18\x0c \x03(\x0b\x32\x1f.firewall.onnx_subset.ValueInfo\x12\x33\n\nvalue_info\x18\r \x03(\x0b\x32\x1f.firewall.onnx_subset.ValueInfo\x12>\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32\".firewall.onnx_subset.SparseTensor\"4\n\x08\x46unction\x12(\n\x04node\x18\x07 \x03(\x0b\x32\x1a.firewall.onnx_subset.Node\"s\n\x0cTrainingInfo\x12\x33\n\x0einitialization\x18\x01 \x01(\x0b\x32\x1b.firewall.onnx_subset.Graph\x12.\n\talgorithm\x18\x02 \x01(\x0b\x32\x1b.firewall.onnx_subset.Graph\".\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xee\x01\n\x05Model\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12*\n\x05graph\x18\x07 \x01(\x0b\x32\x1b.firewall.onnx_subset.Graph\x12\x37\n\x0copset_import\x18\x08 \x03(\x0b\x32!.firewall.onnx_subset.OperatorSet\x12\x39\n\rtraining_info\x18\x14 \x03(\x0b\x32\".firewall.onnx_subset.TrainingInfo\x12\x31\n\tfunctions\x18\x19 \x03(\x0b\x32\x1e.firewall.onnx_subset.Functionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onnx_subset_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TENSOR'].fields_by_name['dims']._loaded_options = None
+  _globals['_TENSOR'].fields_by_name['dims']._serialized_options = b'\020\000'
   _globals['_TENSOR']._serialized_start=44
-  _globals['_TENSOR']._serialized_end=227
-  _globals['_TENSOR_DATALOCATION']._serialized_start=186
-  _globals['_TENSOR_DATALOCATION']._serialized_end=227
-  _globals['_ENTRY']._serialized_start=229
-  _globals['_ENTRY']._serialized_end=264
-  _globals['_SPARSETENSOR']._serialized_start=266
-  _globals['_SPARSETENSOR']._serialized_end=373
-  _globals['_ATTRIBUTE']._serialized_start=376
-  _globals['_ATTRIBUTE']._serialized_end=679
-  _globals['_NODE']._serialized_start=681
-  _globals['_NODE']._serialized_end=803
-  _globals['_TYPE']._serialized_start=805
-  _globals['_TYPE']._serialized_end=811
-  _globals['_VALUEINFO']._serialized_start=813
-  _globals['_VALUEINFO']._serialized_end=880
-  _globals['_GRAPH']._serialized_start=883
-  _globals['_GRAPH']._serialized_end=1211
-  _globals['_FUNCTION']._serialized_start=1213
-  _globals['_FUNCTION']._serialized_end=1265
-  _globals['_TRAININGINFO']._serialized_start=1267
-  _globals['_TRAININGINFO']._serialized_end=1382
-  _globals['_OPERATORSET']._serialized_start=1384
-  _globals['_OPERATORSET']._serialized_end=1430
-  _globals['_MODEL']._serialized_start=1433
-  _globals['_MODEL']._serialized_end=1671
+  _globals['_TENSOR']._serialized_end=264
+  _globals['_TENSOR_DATALOCATION']._serialized_start=223
+  _globals['_TENSOR_DATALOCATION']._serialized_end=264
+  _globals['_ENTRY']._serialized_start=266
+  _globals['_ENTRY']._serialized_end=301
+  _globals['_SPARSETENSOR']._serialized_start=303
+  _globals['_SPARSETENSOR']._serialized_end=410
+  _globals['_ATTRIBUTE']._serialized_start=413
+  _globals['_ATTRIBUTE']._serialized_end=716
+  _globals['_NODE']._serialized_start=718
+  _globals['_NODE']._serialized_end=840
+  _globals['_DIMENSION']._serialized_start=842
+  _globals['_DIMENSION']._serialized_end=904
+  _globals['_SHAPE']._serialized_start=906
+  _globals['_SHAPE']._serialized_end=959
+  _globals['_TENSORTYPE']._serialized_start=961
+  _globals['_TENSORTYPE']._serialized_end=1036
+  _globals['_TYPE']._serialized_start=1038
+  _globals['_TYPE']._serialized_end=1099
+  _globals['_VALUEINFO']._serialized_start=1101
+  _globals['_VALUEINFO']._serialized_end=1168
+  _globals['_GRAPH']._serialized_start=1171
+  _globals['_GRAPH']._serialized_end=1499
+  _globals['_FUNCTION']._serialized_start=1501
+  _globals['_FUNCTION']._serialized_end=1553
+  _globals['_TRAININGINFO']._serialized_start=1555
+  _globals['_TRAININGINFO']._serialized_end=1670
+  _globals['_OPERATORSET']._serialized_start=1672
+  _globals['_OPERATORSET']._serialized_end=1718
+  _globals['_MODEL']._serialized_start=1721
+  _globals['_MODEL']._serialized_end=1959
 # @@protoc_insertion_point(module_scope)

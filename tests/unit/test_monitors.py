@@ -28,7 +28,7 @@ from firewall.monitors.registry import MonitorRegistry
 from firewall.monitors.streams import Habits, benign
 from firewall.screening.policy import MonitorSpec, Policy
 from firewall.screening.verdict import Answer, Decision, Verdict
-from firewall.serve.monitoring import Memory, Monitors
+from firewall.serve.query_monitors import Memory, Monitors
 from tests.support.peers import free_ports
 from tests.support.redis import Redis
 
@@ -308,7 +308,7 @@ def test_settings_that_cannot_be_are_named() -> None:
         registry.load("other")
     with pytest.raises(ConfigError, match="key 'window'"):
         registry.build("query-similarity", {"window": 3}, MemoryStore(), SECRET)
-    with pytest.raises(ConfigError, match="two monitors have one name"):
+    with pytest.raises(ConfigError, match="two monitors have the same name"):
         Policy.parse(2 * "[[monitors]]\nname='a'\nplugin='query-similarity'\nthreshold=3\n")
 
 

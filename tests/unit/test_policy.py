@@ -35,7 +35,7 @@ def test_certificates_are_as_loud_as_the_outputs(text: str, answers: bool) -> No
         ("sample = 101", ["sample", "101"]),
         ("paranoia = 5", ["paranoia", "5"]),
         ('surprise = "x"', ["surprise"]),
-        ('[[exclusions]]\nid = "x"', ["exclusions.0", "names no model, client or detector"]),
+        ('[[exclusions]]\nid = "x"', ["exclusions[0]", "names no model, client or detector"]),
         ("mode = ", ["not TOML"]),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +19,11 @@ from typer.testing import CliRunner
 
 from firewall.bundle.signing import Signer
 from firewall.bundle.spec import InputSpec
-from firewall.cli.quarantine import open_store, quarantine_app
+from firewall.cli.quarantine import quarantine_app
 from firewall.errors import ConfigError, InvalidInput
 from firewall.quarantine.entry import Entry, from_bytes, pseudonym, to_bytes
 from firewall.quarantine.key import pseudonym_key
+from firewall.quarantine.opening import open_store
 from firewall.quarantine.review import to_pixels
 from firewall.quarantine.store import Limits, Store
 from firewall.quarantine.writer import Writer
@@ -159,11 +161,72 @@ def test_what_is_not_there_is_said(store: Store, tmp_path: Path) -> None:
     image.unlink()
     with pytest.raises(InvalidInput, match="is gone"):
         store.image(store.find()[0])
-    with pytest.raises(ConfigError, match="name a folder or URL"):
+    with pytest.raises(ConfigError, match="give a folder or URL"):
         open_store("postgresql+psycopg://me:secret@host/db", None)
     with pytest.raises(ConfigError, match="cannot be opened") as caught:
         Store(f"sqlite:///{tmp_path}/nowhere/q.db", str(tmp_path / "i"))
     assert "secret" not in str(caught.value)
+
+
+def permissions(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_the_store_is_its_owners_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "q.db.images"
+    store = open_store(str(tmp_path / "q.db"), None)
+    store.add([entry(1)])
+    files = [path for path in tmp_path.glob("q.db*") if path.is_file()]
+    assert tmp_path / "q.db-wal" in files
+    assert {permissions(path) for path in (*files, *folder.iterdir())} == {0o600}
+    assert permissions(folder) == 0o700
+    store.close()
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_a_store_that_others_could_read_is_tightened(tmp_path: Path) -> None:
+    """As an earlier version has left it."""
+    store = open_store(str(tmp_path / "q.db"), None)
+    store.add([entry(1)])
+    files = [path for path in tmp_path.glob("q.db*") if path.is_file()]
+    assert len(files) == 3
+    for path in files:
+        path.chmod(0o644)
+    (tmp_path / "q.db.images").chmod(0o755)
+    again = open_store(str(tmp_path / "q.db"), None)
+    assert {permissions(path) for path in files} == {0o600}
+    assert permissions(tmp_path / "q.db.images") == 0o700
+    assert len(again.find()) == 1
+    again.close()
+    store.close()
+
+
+def test_passwords_of_urls_stay_off_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(*arguments: str) -> Any:
+        return CliRunner().invoke(quarantine_app, list(arguments))
+
+    done = command("list", "postgresql://me:s3cret@host/db", "--images", str(tmp_path))
+    assert isinstance(done.exception, ConfigError)
+    assert "FIREWALL_QUARANTINE_URL" in str(done.exception)
+    done = command("list", str(tmp_path / "q.db"), "--images", "s3://key:s3cret@bucket")
+    assert "FIREWALL_QUARANTINE_IMAGES_URL" in str(done.exception)
+    # From a file or the environment the URL is used; nothing listens there.
+    (tmp_path / "url").write_text("postgresql+psycopg://me:s3cret@127.0.0.1:1/db\n")
+    monkeypatch.setenv("FIREWALL_QUARANTINE_URL", "postgresql+psycopg://me:s3cret@127.0.0.1:1/db")
+    for value in (f"@{tmp_path}/url", "@"):
+        done = command("list", value, "--images", str(tmp_path / "i"))
+        assert "//***@127.0.0.1:1/db cannot be opened" in str(done.exception)
+        assert "s3cret" not in str(done.exception)
 
 
 def test_pickles_are_no_images() -> None:
@@ -184,7 +247,7 @@ def test_pseudonyms_need_the_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 2 bytes"):
         pseudonym_key(tmp_path / "short")
     (tmp_path / "wrong").write_text("no key")
-    with pytest.raises(ConfigError, match="holds no key"):
+    with pytest.raises(ConfigError, match="does not hold a key"):
         pseudonym_key(tmp_path / "wrong")
 
 
@@ -235,7 +298,7 @@ def test_a_store_that_is_down_loses_nothing_that_waits(monkeypatch: pytest.Monke
 
 
 def test_a_full_queue_drops_and_counts_and_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firewall.quarantine.writer._BACKLOG", 4)
+    monkeypatch.setattr("firewall.quarantine.writer.MAX_QUEUED_ROWS", 4)
     slow, stored, dropped = Slow(), [], []
     slow.open.clear()
     writer = Writer(slow, Limits(), stored=stored.append, dropped=dropped.append)  # type: ignore[arg-type]

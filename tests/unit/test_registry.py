@@ -65,7 +65,7 @@ def test_a_good_one_is_listed(tmp_path: Path) -> None:
     [
         ("import no_such_module", "No module named 'no_such_module'"),
         ("Stage = 1", "is not a subclass of firewall.stages.Denoiser"),
-        (GOOD.replace("= API_VERSION", "= 99"), "has api_version 99; this firewall speaks 1"),
+        (GOOD.replace("= API_VERSION", "= 99"), "has api_version 99; this firewall supports 1"),
         (GOOD.replace("    api_version: ClassVar[int] = API_VERSION\n", ""), "api_version None"),
         (GOOD.replace("(StageConfig)", ""), "no Config"),
         (GOOD.replace("        pass\n", "        model_config = {'extra': 'allow'}\n"), "unknown"),
