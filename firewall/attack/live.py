@@ -17,6 +17,7 @@ from firewall.bundle.spec import InputSpec
 from firewall.client import Client, OpenInferenceClient, TensorInfo, Verdict
 from firewall.errors import ConfigError, FirewallError, Refused, RemoteError
 from firewall.guard.wire_input import WireInput
+from firewall.validation import describe
 
 #: Of a class that an answer does not mention.
 _UNSAID = 1e-6
@@ -75,10 +76,10 @@ class Range:
     def spec(
         self, name: str, datatype: str, shape: tuple[int, ...], layout: str | None = None
     ) -> InputSpec:
-        """The input of a model that describes itself so.
+        """Describe the input of a model from its own metadata and this range.
 
         Raises:
-            ConfigError: it does not take images, or this range does not fit.
+            ConfigError: the model does not take images, or this range does not fit it.
 
         """
         problem = f"target: input {name!r} is {datatype} {list(shape)}; expected images"
@@ -104,7 +105,7 @@ class Range:
                 }
             )
         except ValidationError as error:
-            raise ConfigError(f"{problem}: {error.errors()[0]['msg']}") from error
+            raise ConfigError(f"{problem}; {describe(error)}") from error
 
 
 class FirewallTarget:

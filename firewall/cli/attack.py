@@ -25,11 +25,17 @@ def attack(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="A bundle, an .onnx file, firewall://host:port[/model] or grpc://host:port/model."
+            help="What to attack: a bundle, an .onnx file, a firewall at "
+            "firewall://host:port[/model], or any server of the Open Inference "
+            "Protocol at grpc://host:port/model."
         ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Argument(help="JPEG, PNG, or .npy [C, H, W] in [0, 1].")
+        Path | None,
+        typer.Argument(
+            help="Image to start from: JPEG, PNG, or .npy with shape [C, H, W] and values "
+            "in [0, 1]."
+        ),
     ] = None,
     method: Annotated[
         str,
@@ -38,49 +44,78 @@ def attack(
             "physical, adaptive; nes, spsa, zoo, square, hop-skip-jump; transfer."
         ),
     ] = "apgd",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
-    eps: Annotated[float, typer.Option(help="Radius, where values lie in [0, 1].")] = 8 / 255,
-    steps: Annotated[int, typer.Option(help="Of iterated attacks.")] = 50,
-    queries: Annotated[int, typer.Option(help="Of black-box attacks.")] = 1000,
-    to: Annotated[int | None, typer.Option(help="Class to reach; any other one without.")] = None,
+    norm: Annotated[str, typer.Option(help="Norm of the perturbation: linf or l2.")] = "linf",
+    eps: Annotated[
+        float, typer.Option(help="Radius of the perturbation, for values in [0, 1].")
+    ] = 8 / 255,
+    steps: Annotated[int, typer.Option(help="Steps of iterated attacks.")] = 50,
+    queries: Annotated[int, typer.Option(help="Queries that black-box attacks may make.")] = 1000,
+    to: Annotated[
+        int | None, typer.Option(help="Index of the class to reach (default: any wrong class).")
+    ] = None,
     label: Annotated[
-        int | None, typer.Option(help="True class; what the target says without.")
+        int | None, typer.Option(help="Index of the true class (default: the target's answer).")
     ] = None,
     weight: Annotated[
-        float, typer.Option(help="optimise: of the distance to the image; 0 is any image.")
+        float,
+        typer.Option(
+            help="For optimise: weight of the distance to the image; 0 lets the result be "
+            "any image."
+        ),
     ] = 0.0,
     start: Annotated[
-        str, typer.Option(help="optimise, hop-skip-jump: image, noise, or a file.")
+        str,
+        typer.Option(
+            help="For optimise and hop-skip-jump: start from the image, from noise, or from a file."
+        ),
     ] = "image",
     surrogate: Annotated[
-        Path | None, typer.Option(help="transfer: an .onnx file of your own to forge on.")
+        Path | None, typer.Option(help="For transfer: .onnx file of your own model, to forge on.")
     ] = None,
     shape: Annotated[
-        str, typer.Option(help="Of an .onnx target's image: channels,height,width.")
+        str, typer.Option(help="For an .onnx target: channels,height,width of its input.")
     ] = "3,224,224",
-    low: Annotated[float, typer.Option(help="grpc: what 0 is on the wire.")] = 0.0,
+    low: Annotated[
+        float, typer.Option(help="For grpc://: value that the server takes for 0.")
+    ] = 0.0,
     high: Annotated[
-        float | None, typer.Option(help="grpc: what 1 is; 255 for UINT8, else 1.")
+        float | None,
+        typer.Option(
+            help="For grpc://: value that the server takes for 1 (default: 255 for UINT8, else 1)."
+        ),
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="grpc: by channel, instead of low and high.")
+        str | None,
+        typer.Option(help="For grpc://: mean of each channel, instead of --low and --high."),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="grpc: by channel.")] = None,
-    blocks: Annotated[bool, typer.Option(help="Stop at the first refusal, as if blocked.")] = False,
-    timeout: Annotated[float, typer.Option(help="grpc: seconds of each query.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of the attack.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where the forgery goes: .png, or .npy.")] = Path(
-        "forged.png"
-    ),
+    std: Annotated[
+        str | None, typer.Option(help="For grpc://: standard deviation of each channel.")
+    ] = None,
+    blocks: Annotated[
+        bool,
+        typer.Option(help="Stop at the first refusal, as if the server had blocked the client."),
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(help="For grpc://: seconds that a query may take.")
+    ] = 30.0,
+    seed: Annotated[int, typer.Option(help="Seed of the attack's random draws.")] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(help="File for the forged image: .png (8 bits a channel) or .npy (exact)."),
+    ] = Path("forged.png"),
     linear_study: Annotated[
-        bool, typer.Option("--linear-study", help="Draw why small changes have large effects.")
+        bool,
+        typer.Option(
+            "--linear-study",
+            help="Instead of an attack: draw a study of why small changes have large effects.",
+        ),
     ] = False,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Forge one example of a bundle, an ONNX file, or whatever serves at an address.
+    """Forge one adversarial example for a bundle, an ONNX file, or a served model.
 
-    It is sent once more when it is made: what is printed is what the target says.
+    The result is sent to the target once more, and the target's answer is printed.
     """
     if linear_study:
         _linear_study(eps, out, as_json)
@@ -117,7 +152,7 @@ def attack(
 def _target(
     target: str,
     shape: str,
-    trust: list[Path] | None,
+    trust: list[str] | None,
     values: tuple[float, float | None, tuple[float, ...] | None, tuple[float, ...] | None],
     timeout: float,
 ) -> tuple[Victim | None, Callable[[Tensor], Replies], InputSpec, Callable[[], None]]:
@@ -170,8 +205,8 @@ def _image(path: Path, spec: InputSpec) -> Tensor:
     import torch
 
     from firewall.bundle.spec import Preprocessing
+    from firewall.decoding.decode import decode_image
     from firewall.errors import InvalidInput
-    from firewall.screening.preprocess import decode_image
 
     shape = (spec.channels, spec.height, spec.width)
     if path.suffix == ".npy":

@@ -1,16 +1,16 @@
-"""`firewall calibrate`: a bundle for a classifier elsewhere, or a guard for other traffic."""
+"""`firewall calibrate`: guard a served classifier, or recalibrate a guard on its own traffic."""
 
 from __future__ import annotations
 
 import json
 import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from firewall.cli.shared import Json, Trust
+from firewall.cli.upstream import UpstreamCa, UpstreamTokenFile, upstream_settings
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,59 +19,83 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; a new one.")],
+    out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
     images: Annotated[
         list[Path] | None,
-        typer.Argument(help="Clean images: files, folders, or .npz files with x, as clients send."),
+        typer.Argument(
+            help="Clean images as clients send them: files, folders, or .npz files with an array x."
+        ),
     ] = None,
     upstream: Annotated[
         str | None,
-        typer.Option(help="The classifier: grpc://host:port/model[/version], grpcs:// with TLS."),
+        typer.Option(
+            help="The classifier: grpc://host:port/model, or http://host:port/v2/models/NAME; "
+            "grpcs:// and https:// use TLS."
+        ),
     ] = None,
+    upstream_ca: UpstreamCa = None,
+    upstream_token_file: UpstreamTokenFile = None,
     from_quarantine: Annotated[
         str | None,
         typer.Option(
-            help="Calibrate --bundle anew by what serve --quarantine-sample kept here: accepted "
-            "rows, and refused ones that people called clean."
+            help="Recalibrate --bundle on the quarantine at this URL: accepted rows that serve "
+            "--quarantine-sample kept, and refused rows that were labelled clean."
         ),
     ] = None,
     quarantine_images: Annotated[
-        str | None, typer.Option(help="As serve has it; beside the file without.")
+        str | None,
+        typer.Option(
+            help="Folder of quarantined images, as given to serve (default: beside the database)."
+        ),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="With --from-quarantine: the guard; a new one is written.")
+        Path | None,
+        typer.Option(help="With --from-quarantine: the bundle to recalibrate. It is not changed."),
     ] = None,
     trust: Trust = None,
     stages: Annotated[
-        Path | None, typer.Option(help="TOML with [[stages]], as in a recipe; good ones without.")
+        Path | None,
+        typer.Option(help="TOML file with the stages of a recipe (default: a built-in guard)."),
     ] = None,
     false_positive_rate: Annotated[
-        float, typer.Option(min=1e-6, max=0.5, help="That it must be able to promise.")
+        float,
+        typer.Option(
+            min=1e-6, max=0.5, help="False-positive rate that the guard must be able to promise."
+        ),
     ] = 0.01,
     value_range: Annotated[
-        str, typer.Option("--range", help="Of pixels as clients send them: low,high.")
+        str, typer.Option("--range", help="Range of the pixel values that clients send: low,high.")
     ] = "0,1",
-    mean: Annotated[str | None, typer.Option(help="By channel, of normalised inputs.")] = None,
-    std: Annotated[str | None, typer.Option(help="By channel, of normalised inputs.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean of each channel, if inputs are normalised.")
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(help="Standard deviation of each channel, if inputs are normalised."),
+    ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="The output holds these, and not logits.")
+        bool,
+        typer.Option("--probabilities", help="The classifier answers probabilities, not logits."),
     ] = False,
     labels: Annotated[
-        Path | None, typer.Option(help="Names of the classes, one a line; numbers without.")
+        Path | None, typer.Option(help="Class names, one per line (default: numbers).")
     ] = None,
     resize: Annotated[
-        int | None, typer.Option(min=4, help="Shorter side of encoded images before the crop.")
+        int | None,
+        typer.Option(min=4, help="Shorter side of encoded images in pixels, before the crop."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the bundle; the classifier's own.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the bundle (default: that of the classifier).")
+    ] = None,
     version: Annotated[
-        str | None, typer.Option(help="Of the bundle; 1 without, or the next number.")
+        str | None, typer.Option(help="Version of the bundle (default: 1, or the next number).")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the random draws.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Calibrate a guard for a served classifier that nobody here sees the weights of.
+    """Calibrate a guard for a served classifier, whose weights are not needed.
 
-    With --from-quarantine: calibrate a guard anew, by the traffic that it has seen.
+    With --from-quarantine, recalibrate an existing guard on the traffic that it has screened.
     """
     if from_quarantine is not None:
         if images or bundle is None:
@@ -80,7 +104,10 @@ def calibrate(
 
         found = recalibrate_bundle(
             bundle, from_quarantine, quarantine_images, out,
-            trust=trust, upstream=upstream, version=version, rate=false_positive_rate, seed=seed,
+            trust=trust, version=version, rate=false_positive_rate, seed=seed,
+            upstream=None
+            if upstream is None
+            else upstream_settings(upstream, upstream_ca, upstream_token_file),
         )  # fmt: skip
         if as_json:
             print(json.dumps(found))
@@ -103,11 +130,11 @@ def calibrate(
     from firewall.bundle.signing import user_signer
     from firewall.bundle.spec import Preprocessing
     from firewall.screening.offline import rows
-    from firewall.serve.upstream import Upstream, UpstreamSettings, describe
+    from firewall.upstream.client import Upstream, describe
 
     if out.exists():
         raise ConfigError(f"--out: {out} exists; name a new folder")
-    settings = UpstreamSettings.parse(upstream)
+    settings = upstream_settings(upstream, upstream_ca, upstream_token_file)
     source, given, platform = describe(settings)
     spec = _input_spec(source, value_range, mean, std)
     classes = given.shape[-1]
@@ -161,10 +188,11 @@ def calibrate(
 def _input_spec(
     source: TensorInfo, value_range: str, mean: str | None, std: str | None
 ) -> InputSpec:
-    """From what the server says of its input, and from what it cannot say."""
+    """Combine the server's description of its input with the options that complete it."""
     from pydantic import ValidationError
 
     from firewall.bundle.spec import InputSpec
+    from firewall.validation import describe
 
     shape = source.shape[1:]
     if len(source.shape) != 4 or min(shape) < 1:
@@ -198,10 +226,7 @@ def _input_spec(
     try:
         return InputSpec.model_validate(body)
     except ValidationError as error:
-        first_error = error.errors()[0]
-        where = ".".join(str(part) for part in first_error["loc"]) or "input"
-        text = str(first_error["msg"]).removeprefix("Value error, ")
-        raise ConfigError(f"upstream, {where}: {text}") from error
+        raise ConfigError(f"upstream: {describe(error)}") from error
 
 
 def _numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
@@ -230,15 +255,12 @@ def _stages(path: Path) -> GuardSpec:
     from pydantic import ValidationError
 
     from firewall.bundle.spec import GuardSpec
+    from firewall.documents import parse_toml
+    from firewall.validation import describe
 
     try:
-        return GuardSpec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
+        return GuardSpec.model_validate(parse_toml(path.read_bytes(), f"--stages: {path}"))
+    except OSError as error:
         raise ConfigError(f"--stages: {path} cannot be read") from error
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()
-        ]
-        raise ConfigError(f"--stages: {path}: {'; '.join(problems)}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--stages: {path} is not TOML: {error}") from error
+        raise ConfigError(f"--stages: {path}: {describe(error)}") from error

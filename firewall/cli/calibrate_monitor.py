@@ -16,31 +16,44 @@ from firewall.errors import ConfigError
 def calibrate_monitor(
     images: Annotated[
         list[Path],
-        typer.Argument(help="Clean images, no two nearly the same: files, folders, or .npz."),
+        typer.Argument(
+            help="Clean images, no two of them nearly the same: files, folders, or .npz files."
+        ),
     ],
-    bundle: Annotated[Path | None, typer.Option(help="The default one without.")] = None,
-    plugin: Annotated[str, typer.Option(help="As firewall plugins lists it.")] = "query-similarity",
-    name: Annotated[str, typer.Option(help="Of the section.")] = "queries",
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle whose requests the monitor will see (default: the default bundle)."
+        ),
+    ] = None,
+    plugin: Annotated[
+        str, typer.Option(help="Name of the monitor plugin, as `firewall plugins` lists it.")
+    ] = "query-similarity",
+    name: Annotated[str, typer.Option(help="Name of the section.")] = "queries",
     config: Annotated[
-        str, typer.Option(help="Of the plugin, in JSON; the rest is learned.")
+        str, typer.Option(help="Settings of the plugin as a JSON object; the others are learned.")
     ] = "{}",
     false_alarms: Annotated[
-        float, typer.Option(min=1e-6, max=0.5, help="Share of clean requests, at most.")
+        float,
+        typer.Option(
+            min=1e-6, max=0.5, help="Largest share of clean requests that the monitor may refuse."
+        ),
     ] = 0.001,
     requests: Annotated[
-        int, typer.Option(min=10, help="Of the stream by which it is calibrated.")
+        int, typer.Option(min=10, help="Number of requests in the calibration stream.")
     ] = 20_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random draws.")] = 0,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Print a [[monitors]] section for the policy, calibrated on a stream of clean requests.
 
-    In the stream most requests are new images; some come again bit for bit, some resaved as JPEG,
-    some as frames of a clip.
+    Most requests of the stream are new images; others repeat an earlier image bit for bit, resave
+    it as JPEG, or are frames of a short clip.
     """
     import numpy as np
 
+    from firewall.documents import parse_json
     from firewall.monitors.calibrate import calibrate
     from firewall.monitors.registry import MonitorRegistry
     from firewall.screening.compiled import log_softmax
@@ -50,10 +63,7 @@ def calibrate_monitor(
     from firewall.screening.preprocess import to_wire
     from firewall.screening.wire_pixels import pixels
 
-    try:
-        given = json.loads(config)
-    except ValueError as error:
-        raise ConfigError(f"--config: {config!r} is not JSON") from error
+    given = parse_json(config, "--config", error=ConfigError)
     if not isinstance(given, dict):
         raise ConfigError(f"--config: {config!r}; expected an object")
     opened = open_checked(bundle, trust)

@@ -21,34 +21,49 @@ if TYPE_CHECKING:
 
 def evaluate(
     target: Annotated[
-        Path, typer.Argument(help="A bundle, or an .onnx file of a bare classifier.")
+        Path,
+        typer.Argument(help="What to attack: a bundle, or the .onnx file of a bare classifier."),
     ],
-    data: Annotated[Path, typer.Option(help=".npz with images x and labels y.")],
-    suite: Annotated[str, typer.Option(help="static, black-box, adaptive or full.")] = "full",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
-    eps: Annotated[float, typer.Option(help="Radius, where values lie in [0, 1].")] = 8 / 255,
-    n: Annotated[int, typer.Option(min=1, help="Rows to evaluate, from the first.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the attacks.")] = 0,
+    data: Annotated[
+        Path, typer.Option(help="Clean images: an .npz file with arrays x (images) and y (labels).")
+    ],
+    suite: Annotated[
+        str, typer.Option(help="Attacks to run: static, black-box, adaptive or full.")
+    ] = "full",
+    norm: Annotated[str, typer.Option(help="Norm of the perturbations: linf or l2.")] = "linf",
+    eps: Annotated[
+        float, typer.Option(help="Radius of the perturbations, for values in [0, 1].")
+    ] = 8 / 255,
+    n: Annotated[
+        int, typer.Option(min=1, help="Number of rows to evaluate, from the first.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the attacks' random draws.")] = 0,
     false_positive_rate: Annotated[
-        float, typer.Option(help="At which the guard is judged.")
+        float, typer.Option(help="False-positive rate at which the guard decides.")
     ] = 0.01,
-    steps: Annotated[int, typer.Option(min=1, help="Of iterated attacks.")] = 50,
-    queries: Annotated[int, typer.Option(min=1, help="Of black-box attacks, for a row.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of iterated attacks.")] = 50,
+    queries: Annotated[
+        int, typer.Option(min=1, help="Queries for each row that black-box attacks may make.")
+    ] = 500,
     surrogate: Annotated[
-        list[Path] | None, typer.Option(help="transfer: an .onnx file to forge on; repeatable.")
+        list[Path] | None,
+        typer.Option(help="For transfer attacks: .onnx file of a model to forge on; repeatable."),
     ] = None,
     surrogate_data: Annotated[
         Path | None,
-        typer.Option(help="transfer: .npz, the attacker's own; surrogates are trained on it."),
+        typer.Option(
+            help="For transfer attacks: .npz file of the attacker's own data, on which "
+            "surrogates are trained."
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder; an evaluation in it is resumed.")] = Path(
-        "evaluation"
-    ),
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results; an evaluation in it is resumed.")
+    ] = Path("evaluation"),
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Attack a bundle with a suite; writes evaluation.json and report.html."""
+    """Attack a bundle with a suite of attacks; writes evaluation.json and report.html."""
     try:
         from firewall.evaluation.provenance import provenance
         from firewall.evaluation.report import write_report
@@ -101,7 +116,7 @@ def evaluate(
     )
 
 
-def _target(path: Path, shape: tuple[int, ...], trust: list[Path] | None) -> Target:
+def _target(path: Path, shape: tuple[int, ...], trust: list[str] | None) -> Target:
     from firewall.evaluation.target import BundleTarget, OnnxTarget
 
     if path.suffix != ".onnx":

@@ -25,7 +25,9 @@ gan_app.command(name="train-translator")(train_translator)
 gan_app.command()(translate)
 gan_app.add_typer(study_app, name="study")
 
-Folder = Annotated[Path, typer.Argument(help="A generator: steps/generator-* of a recipe's run.")]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of a generator: steps/generator-* of a recipe's run.")
+]
 _COLUMNS = 10
 _SEEDS = 2**31 - 1
 
@@ -33,12 +35,17 @@ _SEEDS = 2**31 - 1
 @gan_app.command()
 def sample(
     generator: Folder,
-    out: Annotated[Path, typer.Option(help="A picture (.png), or images and labels (.npz).")],
-    rows: Annotated[int, typer.Option(min=1, help="Images, over all classes.")] = 100,
-    label: Annotated[str | None, typer.Option(help="Of this class alone.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=_SEEDS, help="Of the codes.")] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(help="File for the samples: one picture (.png), or images and labels (.npz)."),
+    ],
+    rows: Annotated[int, typer.Option(min=1, help="Number of images, over all classes.")] = 100,
+    label: Annotated[
+        str | None, typer.Option(help="Name of the only class to draw (default: all classes).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=_SEEDS, help="Seed of the latent codes.")] = 0,
 ) -> None:
-    """Draw samples."""
+    """Draw samples from a generator."""
     import numpy as np
     import torch
 
@@ -63,13 +70,17 @@ def sample(
 @gan_app.command()
 def arithmetic(
     generator: Folder,
-    out: Annotated[Path, typer.Option(help="The picture (.png).")],
-    first: Annotated[str, typer.Option(help="Seeds of codes, such as 3,14,15; their mean counts.")],
-    second: Annotated[str, typer.Option(help="What is taken away.")],
-    third: Annotated[str, typer.Option(help="What it is added to.")],
-    label: Annotated[str | None, typer.Option(help="Class of all images; the first one.")] = None,
+    out: Annotated[Path, typer.Option(help="File for the picture (.png).")],
+    first: Annotated[
+        str, typer.Option(help="Seeds of latent codes, such as 3,14,15; their mean is used.")
+    ],
+    second: Annotated[str, typer.Option(help="Seeds of the codes to subtract.")],
+    third: Annotated[str, typer.Option(help="Seeds of the codes to add.")],
+    label: Annotated[
+        str | None, typer.Option(help="Name of the class of all images (default: the first).")
+    ] = None,
 ) -> None:
-    """Draw a row: first, second, third, and first - second + third."""
+    """Draw latent arithmetic: first, second, third, and first - second + third."""
     import torch
 
     from firewall.generate.latent import arithmetic as combined
@@ -87,14 +98,16 @@ def arithmetic(
 @gan_app.command()
 def interpolate(
     generator: Folder,
-    out: Annotated[Path, typer.Option(help="The picture (.png).")],
-    first: Annotated[int, typer.Option(min=0, max=_SEEDS, help="Seed of the code at one end.")] = 0,
+    out: Annotated[Path, typer.Option(help="File for the picture (.png).")],
+    first: Annotated[
+        int, typer.Option(min=0, max=_SEEDS, help="Seed of the latent code at the first end.")
+    ] = 0,
     last: Annotated[
-        int, typer.Option(min=0, max=_SEEDS, help="Seed of the code at the other.")
+        int, typer.Option(min=0, max=_SEEDS, help="Seed of the latent code at the other end.")
     ] = 1,
-    steps: Annotated[int, typer.Option(min=2, max=100, help="Images of a row.")] = 10,
+    steps: Annotated[int, typer.Option(min=2, max=100, help="Number of images in a row.")] = 10,
 ) -> None:
-    """Draw the way from one code to another: a row for each class."""
+    """Draw the path from one latent code to another, in a row for each class."""
     import torch
 
     from firewall.generate.latent import interpolate as between

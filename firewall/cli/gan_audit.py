@@ -16,23 +16,35 @@ if TYPE_CHECKING:
     from firewall.generate.store import StoredGenerator
     from firewall.train.fit_network import Images
 
-Folder = Annotated[Path, typer.Argument(help="A generator: steps/generator-* of a recipe's run.")]
-RecipePath = Annotated[Path, typer.Argument(help="The recipe whose [data] it learnt from.")]
-Rows = Annotated[int, typer.Option(min=100, help="Images to generate, over all classes.")]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of a generator: steps/generator-* of a recipe's run.")
+]
+RecipePath = Annotated[
+    Path, typer.Argument(help="Recipe whose [data] the generator was trained on.")
+]
+Rows = Annotated[int, typer.Option(min=100, help="Number of images to generate, over all classes.")]
 Own = Annotated[
     Path | None,
-    typer.Option(help="An ONNX extractor of your own: images to `features`, perhaps `logits`."),
+    typer.Option(
+        help="ONNX file of your own feature extractor: takes images, returns "
+        "`features` and optionally `logits`."
+    ),
 ]
 Steps = Annotated[
-    int, typer.Option(min=0, help="Of each training on generated and on real images; 0 is none.")
+    int,
+    typer.Option(
+        min=0, help="Steps of each training on generated and on real images (0 = no training)."
+    ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every draw.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the random draws.")]
 
 
 def evaluate(
     generator: Folder,
     recipe: RecipePath,
-    out: Annotated[Path, typer.Option(help="Folder of the outcome; one that is there goes on.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results; an unfinished audit in it is resumed.")
+    ],
     rows: Rows = 10_000,
     extractor: Own = None,
     steps: Steps = 2000,
@@ -76,7 +88,12 @@ def evaluate(
 def export(
     generator: Folder,
     recipe: RecipePath,
-    out: Annotated[Path, typer.Option(help="Folder; its `set` is to be handed on, no more.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the data set; only its subfolder `set` is meant to be passed on."
+        ),
+    ],
     rows: Rows = 10_000,
     extractor: Own = None,
     steps: Steps = 2000,
@@ -84,7 +101,7 @@ def export(
 ) -> None:
     """Write a generated data set with its audit.
 
-    `OUT/set` holds images, audit and a card; `OUT/internal` what shows training images.
+    `OUT/set` holds images, audit and a card. `OUT/internal` shows training images and must stay.
     """
     stored, found, made = _audited(
         generator, recipe, out / "internal", rows, extractor, steps, seed

@@ -13,21 +13,29 @@ from firewall.cli.shared import Json
 from firewall.errors import ConfigError
 
 study_app = typer.Typer(
-    help="A study with people: plan one, and read what they answered.", no_args_is_help=True
+    help="Studies in which people tell generated images from real ones.", no_args_is_help=True
 )
 _MISSING = "gan: studies need more packages; pip install 'robustness-firewall[train]'"
 
 
 @study_app.command()
 def plan(
-    generator: Annotated[Path, typer.Argument(help="A generator: steps/generator-* of a run.")],
-    recipe: Annotated[Path, typer.Argument(help="The recipe whose [data] it learnt from.")],
-    out: Annotated[Path, typer.Option(help="Folder of the study; a new one.")],
-    mode: Annotated[str, typer.Option(help="timed or unlimited.")] = "timed",
-    places: Annotated[int, typer.Option(min=1, max=10_000, help="People that can take part.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every draw.")] = 0,
+    generator: Annotated[
+        Path, typer.Argument(help="Folder of a generator: steps/generator-* of a recipe's run.")
+    ],
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe whose [data] the generator was trained on.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the study.")],
+    mode: Annotated[
+        str, typer.Option(help="Time that people have for a picture: timed or unlimited.")
+    ] = "timed",
+    places: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of people that can take part.")
+    ] = 30,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the random draws.")] = 0,
 ) -> None:
-    """Draw pictures and their orders."""
+    """Plan a study: draw its pictures and their orders."""
     try:
         from firewall.generate.human import TIMED
         from firewall.generate.human import plan as planned
@@ -60,10 +68,10 @@ def plan(
 
 @study_app.command()
 def analyse(
-    folder: Annotated[Path, typer.Argument(help="A study with its answers.jsonl.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a study, with its answers.jsonl.")],
     as_json: Json = False,
 ) -> None:
-    """Read the answers: how long people need, or how often they are wrong."""
+    """Analyse the answers: how long people need, or how often they are wrong."""
     try:
         from firewall.generate.human import analyse as analysed
         from firewall.generate.human import read_study

@@ -14,8 +14,13 @@ _MISSING = "gan: translators need more packages; pip install 'robustness-firewal
 
 
 def train_translator(
-    spec: Annotated[Path, typer.Argument(help="What to train, in TOML; docs/generators.md.")],
-    out: Annotated[Path, typer.Option(help="Folder of the outcome; one that is there goes on.")],
+    spec: Annotated[
+        Path, typer.Argument(help="TOML file that says what to train; see docs/generators.md.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the translator; an unfinished training in it is resumed."),
+    ],
 ) -> None:
     """Train a translator: between two looks, from edges or masks, or to a higher resolution."""
     try:
@@ -32,12 +37,18 @@ def train_translator(
 
 
 def translate(
-    translator: Annotated[Path, typer.Argument(help="What train-translator left.")],
-    images: Annotated[Path, typer.Argument(help="A folder of images, or one image.")],
-    out: Annotated[Path, typer.Option(help="Folder for the outcome, as PNG under their names.")],
-    back: Annotated[bool, typer.Option("--back", help="The other way; of cycle alone.")] = False,
+    translator: Annotated[Path, typer.Argument(help="Folder that train-translator wrote.")],
+    images: Annotated[Path, typer.Argument(help="Folder of images, or one image file.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the translated images, as PNG files under the same names."),
+    ],
+    back: Annotated[
+        bool,
+        typer.Option("--back", help="Translate in the other direction (only for the kind cycle)."),
+    ] = False,
 ) -> None:
-    """Translate images."""
+    """Translate images with a trained translator."""
     try:
         from firewall.generate.image_folder import image_files, read_image, write_image
         from firewall.generate.translator import open_translator

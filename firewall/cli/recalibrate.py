@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from firewall.cli.quarantine import open_store
 from firewall.cli.shared import open_checked
 from firewall.errors import ConfigError
+from firewall.quarantine.opening import open_resolved
+
+if TYPE_CHECKING:
+    from firewall.upstream.settings import UpstreamSettings
 
 
 def recalibrate_bundle(
@@ -18,16 +21,16 @@ def recalibrate_bundle(
     images: str | None,
     out: Path,
     *,
-    trust: list[Path] | None,
-    upstream: str | None,
+    trust: list[str] | None,
+    upstream: UpstreamSettings | None,
     version: str | None,
     rate: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Write and sign the bundle; returns what is to be said of it.
+    """Write and sign the recalibrated bundle; returns its place, digest, version and row count.
 
     Refused rows count where a person has named their class: to leave them all out would make the
-    guard stricter each time. Those that nobody has looked at are therefore an error.
+    guard stricter each time. Refused rows that nobody has reviewed are therefore an error.
 
     Raises:
         ConfigError: a setting is wrong, or sampled rows wait for review.
@@ -43,7 +46,7 @@ def recalibrate_bundle(
     from firewall.screening.policy import Policy
     from firewall.screening.recalibrate import recalibrate
     from firewall.screening.verdict import Verdict
-    from firewall.serve.upstream import Upstream, UpstreamSettings
+    from firewall.upstream.client import Upstream
 
     if out.exists():
         raise ConfigError(f"--out: {out} exists; name a new folder")
@@ -51,11 +54,10 @@ def recalibrate_bundle(
     manifest = opened.manifest
     classifier = None
     if upstream is not None:
-        classifier = Upstream(
-            UpstreamSettings.parse(upstream), input_name=manifest.input.name, output=manifest.output
-        )
+        classifier = Upstream(upstream, input_name=manifest.input.name, output=manifest.output)
     guard = load_guard(opened, Policy(mode="off"), classifier=classifier)
-    store = open_store(database, images)
+    flags = ("--from-quarantine", "--quarantine-images")
+    store = open_resolved(database, images, flags=flags)
     rows: list[Any] = []
     waiting = 0
     try:

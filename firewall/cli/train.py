@@ -14,18 +14,22 @@ from firewall.errors import ConfigError
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; one that is there goes on.")],
-    device: Annotated[str, typer.Option(help="cpu or cuda, for the training.")] = "cpu",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes of the evaluation.")] = 1,
+    recipe: Annotated[Path, typer.Argument(help="Recipe (TOML file).")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the run; an unfinished run in it is resumed.")
+    ],
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes of the evaluation.")] = 1,
     check: Annotated[
-        bool, typer.Option("--check", help="Read the recipe, say what is wrong, and stop.")
+        bool,
+        typer.Option("--check", help="Only check the recipe and report what is wrong with it."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train, build, evaluate, gate and sign; leaves bundle, evaluation.json and report.html.
+    """Run a recipe: train, build, evaluate, gate and sign a bundle.
 
-    With several processors: torchrun --nproc-per-node N -m firewall train RECIPE --out DIR.
+    Writes bundle, evaluation.json and report.html. On several processors: torchrun
+    --nproc-per-node N -m firewall train RECIPE --out DIR.
     """
     try:
         from firewall.stages.registry import Registry

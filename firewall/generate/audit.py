@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from firewall.errors import ConfigError
+from firewall.generate.coverage import distances
 from firewall.generate.extractor import Extractor, fit_extractor
 from firewall.generate.grid import write_grid
 from firewall.generate.judge import judge
-from firewall.generate.scores import distances
 from firewall.generate.usefulness import usefulness
 from firewall.train.fit_network import Images
 from firewall.train.steps import claim, write_json

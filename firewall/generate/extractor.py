@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from firewall.errors import ConfigError
-from firewall.generate.scores import Features
+from firewall.generate.coverage import Features
 from firewall.guard.compile import export
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import Cnn, NetworkSpec, make_network

@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 
 from firewall.bundle.spec import Spec
 from firewall.errors import ConfigError
+from firewall.validation import describe
 
 Mode = Literal["timed", "unlimited"]
 Origin = Literal["real", "generated"]
@@ -162,11 +163,11 @@ def plan(
 
 
 def read_study(folder: Path) -> tuple[Study, list[Answer]]:
-    """A study and its answers.
+    """Read a study and its answers.
 
     Raises:
-        ConfigError: one of them cannot be read, or answers are not to this study; all that is
-            wrong with them together.
+        ConfigError: a file cannot be read, or answers do not belong to this study; the error lists
+            the first mistakes.
 
     """
     try:
@@ -174,17 +175,17 @@ def read_study(folder: Path) -> tuple[Study, list[Answer]]:
         lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"study: {error.filename} cannot be read: {error.strerror}") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(f"study: {folder / 'study.json'} is no {FORMAT}") from error
+    except ValidationError as error:
+        raise ConfigError(f"study: {folder / 'study.json'}: {describe(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"study: {folder} holds a file that is not UTF-8 text") from error
     answers: list[Answer] = []
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
         try:
             answers.append(Answer.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the line"
-            problems.append(f"answers.jsonl, line {number}: {where}: {first['msg']}")
+            problems.append(f"answers.jsonl, line {number}: {describe(error)}")
     problems += _mistakes(study, answers)
     if problems:
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""

@@ -1,4 +1,4 @@
-"""All scores of a set of generated images, between their floor and their ceilings."""
+"""All scores of a set of generated images, each beside its floor and its ceilings."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from firewall.generate.coverage import Features, coverage
 from firewall.generate.extractor import Extractor
 from firewall.generate.privacy import by_distance, copies, membership
-from firewall.generate.scores import (
-    Features,
-    coverage,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-)
+from firewall.generate.scores import frechet_distance, inception_score, kernel_distance
 from firewall.train.fit_network import Images
 
 Labels = npt.NDArray[np.int64]
-#: Rows of a class below which it gets no score of its own: a covariance needs some.
+#: Fewest rows for which a class gets a score of its own; a covariance needs that many.
 _LEAST = 100
-#: Rows that are compared at most; a distance matrix of them has to fit.
+#: Most rows that are compared; their distance matrix must fit into memory.
 _COMPARED = 10_000
-#: Members and others of the attack on pixels, which are many numbers each.
+#: Most rows of each set in the membership attack on pixels, which are large.
 _ATTACKED = 5000
 
 
@@ -34,18 +29,18 @@ def judge(
     """Score generated images.
 
     Args:
-        extractor: whose features count.
-        train: real images that the generator has seen.
-        test: real ones that it has not.
-        made: generated, with the classes that were asked for.
-        seed: of subsets, and of the noise of a ceiling.
+        extractor: computes the features.
+        train: real images that the generator was trained on.
+        test: other real images.
+        made: generated images, with the classes that were asked for.
+        seed: of subsets and of the noise images.
 
     Returns:
-        Scores at equal numbers of rows. `floor` is what real training images get, `ceilings` what
-        noise and per-class means get; distances are good near the floor. The extractor has learnt
-        from training images, which lifts the floor a little: `floor.held_out` is of two halves of
-        the test images, at half as many rows. The attacks of `privacy` have every generated image
-        and every training image.
+        Scores at equal numbers of rows. `floor` holds the scores of real training images,
+        `ceilings` those of noise and of per-class means; a good distance is near the floor. The
+        extractor was trained on the training images, which raises the floor a little, so
+        `floor.held_out` compares two halves of the test images, at half as many rows. The attacks
+        of `privacy` use all generated and all training images.
 
     """
     rng = np.random.default_rng(seed)
@@ -77,14 +72,14 @@ def judge(
         | {"pixels": _pixels(train, test, made, seed)},
     } | _near(unseen[held], features[ours], seed)
     if logs is not None:
-        score, deviation = inception_score(logs[ours])
+        score, deviation = inception_score(logs[ours], seed=seed)
         found["inception_score"] = {"value": score, "deviation": deviation}
         found["class_agreement"] = float((logs.argmax(axis=1) == made.y.numpy()).mean())
     return found
 
 
 def _means(train: Images, classes: int) -> npt.NDArray[np.float32]:
-    """[K, C, H, W] in [0, 1]: the mean image of each class; of all where a class has none."""
+    """Mean image of each class, [K, C, H, W] in [0, 1]; the overall mean for an empty class."""
     x, y = train.x.numpy(), train.y.numpy()
     whole = x.mean(axis=0, dtype=np.float64)
     means = [
@@ -120,8 +115,10 @@ def _by_class(
 
 
 def _privacy(train: Features, test: Features, generated: Features, seed: int) -> dict[str, Any]:
-    """The attack on features; and, since the extractor itself has learnt from the members, what it
-    finds where there is nothing to find: half of the test images in place of the generated ones.
+    """Membership attack on features, and the same attack on innocent images as a control.
+
+    The extractor was trained on the members, which alone makes them stand out. The control replaces
+    the generated images by half of the test images, from which nothing can be learnt.
     """
     told = _attack(train, test, generated)
     order = np.random.default_rng(seed).permutation(len(test))
@@ -133,7 +130,7 @@ def _privacy(train: Features, test: Features, generated: Features, seed: int) ->
 
 
 def _pixels(train: Images, test: Images, made: Images, seed: int) -> dict[str, Any]:
-    """The attack on the images themselves."""
+    """Membership attack on pixels."""
     rng = np.random.default_rng(seed)
     members, others, generated = (
         (one.x.numpy()[rng.permutation(len(one))[:most]].reshape(-1, one.x[0].numel()) / 255.0)

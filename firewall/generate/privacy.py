@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from firewall.generate.scores import Features
+from firewall.generate.coverage import Features
 
 #: Rows of a distance matrix at a time; generated images may be many.
 _ROWS = 256

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from firewall.generate.coverage import Features
 from firewall.generate.extractor import Extractor
 from firewall.generate.privacy import copies, nearest
-from firewall.generate.scores import Features
 from firewall.train.fit_network import Images
 
 #: Generated rows that are nearer to each other than this share of the usual distance are one.

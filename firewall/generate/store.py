@@ -8,7 +8,6 @@ log.json                   figures along the way
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from firewall.documents import parse_json
 from firewall.errors import ConfigError
 from firewall.generate.fit_gan import fit_gan, make_players
 from firewall.generate.networks import GenerativeNetwork
@@ -81,7 +81,9 @@ def open_generator(folder: Path) -> StoredGenerator:
 
     """
     try:
-        body = json.loads((folder / "generator.json").read_text())
+        body = parse_json(
+            (folder / "generator.json").read_bytes(), f"{folder}/generator.json", error=ConfigError
+        )
         spec = GanSpec.model_validate(body["gan"])
         channels, height, width = (int(one) for one in body["shape"])
         labels = tuple(str(one) for one in body["labels"])

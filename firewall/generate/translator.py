@@ -25,8 +25,6 @@ A folder of the outcome holds `translator.json` and weights; `state/` has the ch
 from __future__ import annotations
 
 import hashlib
-import json
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from firewall.bundle.spec import Spec
+from firewall.documents import parse_json, parse_toml
 from firewall.errors import ConfigError
 from firewall.generate.fit_cycle import CycleSpec, fit_cycle
 from firewall.generate.fit_paired import (
@@ -54,6 +53,7 @@ from firewall.generate.image_folder import FolderSpec, ImageFolder, read_folder
 from firewall.generate.translation_networks import ResidualTranslator
 from firewall.train.fit_network import Images
 from firewall.train.steps import claim, write_json
+from firewall.validation import describe
 
 _BATCH = 64
 
@@ -132,25 +132,18 @@ class Translator:
 
 
 def load_translator_spec(path: Path) -> TranslatorSpec:
-    """Read a TOML file.
+    """Read a translator's TOML file.
 
     Raises:
-        ConfigError: it cannot be read; or all that is wrong with it, together.
+        ConfigError: the file cannot be read, or it is wrong; the error lists all mistakes.
 
     """
     try:
-        return TranslatorSpec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return TranslatorSpec.model_validate(parse_toml(path.read_bytes(), f"translator: {path}"))
     except OSError as error:
         raise ConfigError(f"translator: {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in one['loc']) or 'translator'}: "
-            f"{str(one['msg']).removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise ConfigError(f"translator {path.name}: {'; '.join(problems)}") from error
-    except ValueError as error:
-        raise ConfigError(f"translator: {path} is not TOML: {error}") from error
+        raise ConfigError(f"translator {path.name}: {describe(error)}") from error
 
 
 def fit_translator(
@@ -206,7 +199,11 @@ def open_translator(folder: Path) -> Translator:
 
     """
     try:
-        body = json.loads((folder / "translator.json").read_text())
+        body = parse_json(
+            (folder / "translator.json").read_bytes(),
+            f"{folder}/translator.json",
+            error=ConfigError,
+        )
         spec = TranslatorSpec.model_validate(body["spec"])
         before, after = (int(one) for one in body["channels"])
         height, width = (int(one) for one in body["size"])

@@ -27,7 +27,13 @@ from firewall.guard.graph import Guard
 from firewall.guard.parity import ABSOLUTE, BATCHES, RELATIVE
 from firewall.guard.wire_input import WireInput
 from firewall.screening.calibration import Calibration, Combination, least_sample
-from firewall.screening.remote import RemoteClassifier, RemoteGuard, RemoteSpec, Replay
+from firewall.screening.remote import (
+    RemoteClassifier,
+    RemoteGuard,
+    RemoteSpec,
+    Replay,
+    check_answers,
+)
 from firewall.screening.selftest import SelfTest
 from firewall.stages import RAW, Evidence, Fittable, Learner
 from firewall.stages.registry import Registry
@@ -119,7 +125,7 @@ def calibrate_remote(
         views=len(guard.denoisers),
     )
     progress("fitting the stages")
-    fitted = _fit(guard, classifier, halves, wire[parts["fit"]], input_spec, identity.seed)
+    fitted = _fit(guard, classifier, halves, wire[parts["fit"]], input_spec, identity)
     progress("compiling to ONNX")
     graphs = compile_remote(guard, input_spec, len(identity.labels))
     detectors = (*guard.tier("cheap"), *guard.tier("expensive"))
@@ -221,9 +227,9 @@ def _fit(
     halves: RemoteSpec,
     wire: npt.NDArray[Any],
     spec: InputSpec,
-    seed: int,
+    identity: RemoteIdentity,
 ) -> dict[str, dict[str, float]]:
-    """Fit what is fitted on clean evidence; figures by stage."""
+    """Fit the stages that are fitted on clean evidence; returns figures by stage."""
     stages: dict[str, Any] = {**guard.denoisers, **guard.detectors}
     if guard.ensemble is not None:
         stages["ensemble"] = guard.ensemble
@@ -236,8 +242,8 @@ def _fit(
     fittable = {name: stage for name, stage in stages.items() if isinstance(stage, Fittable)}
     if not fittable:
         return {}
-    rng = torch.Generator().manual_seed(seed)
-    evidence = _evidence(guard, classifier, halves, wire, spec)
+    rng = torch.Generator().manual_seed(identity.seed)
+    evidence = _evidence(guard, classifier, halves, wire, spec, len(identity.labels))
     return {name: stage.fit(evidence, rng).figures for name, stage in fittable.items()}
 
 
@@ -247,8 +253,9 @@ def _evidence(
     halves: RemoteSpec,
     wire: npt.NDArray[Any],
     spec: InputSpec,
+    classes: int,
 ) -> Evidence:
-    """What the guard sees of clean rows, the classifier asked as it is when serving."""
+    """Gather what the guard sees of clean rows, with the classifier asked as when serving."""
     images = WireInput(spec)
     raw: list[torch.Tensor] = []
     views: dict[str, list[torch.Tensor]] = {name: [] for name in guard.denoisers}
@@ -259,8 +266,9 @@ def _evidence(
             x = images(part)
             seen = guard.views(x)
             asked = torch.cat([part, *(images.back(view) for view in seen.values())])
-            said = halves.logits(classifier.infer(asked.contiguous().numpy(), None))
-            by_view = torch.from_numpy(said).reshape(len(seen) + 1, len(part), -1)
+            answers = classifier.infer(asked.contiguous().numpy(), None)
+            check_answers(answers, len(asked), classes)
+            by_view = torch.from_numpy(halves.logits(answers)).reshape(len(seen) + 1, len(part), -1)
             raw.append(x)
             for index, name in enumerate(logits):
                 logits[name].append(by_view[index])

@@ -5,7 +5,6 @@ All mistakes of a recipe are reported together.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from firewall.attack.suite import SUITES
 from firewall.bundle.spec import NAME_PATTERN, GuardSpec, Spec, StageSpec
+from firewall.documents import parse_toml
 from firewall.errors import ConfigError, FirewallError
 from firewall.generate.spec import AugmentSpec
 from firewall.screening.calibration import Combination
@@ -34,6 +34,7 @@ from firewall.train.objectives import (
 )
 from firewall.train.smoothing_table import SmoothingSpec
 from firewall.train.sources import SourceSpec
+from firewall.validation import problems as described
 
 
 class PhaseSpec(Spec):
@@ -230,32 +231,31 @@ class Recipe(Spec):
 
 
 def load(path: Path, registry: Registry) -> Recipe:
-    """Read a recipe.
+    """Read and check a recipe.
 
     Args:
-        path: of the TOML file.
-        registry: where its plugins must be.
+        path: the TOML file.
+        registry: the plugins that stages may name.
 
     Raises:
-        ConfigError: it cannot be read; or all that is wrong with it, together.
+        ConfigError: the file cannot be read, or it is wrong; the error lists all mistakes.
 
     """
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"recipe: {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe: {path} is not TOML: {error}") from error
+    body = parse_toml(text, f"recipe: {path}")
     problems = _stage_problems(body, registry)
     try:
         recipe = Recipe.model_validate(body)
     except ValidationError as error:
-        problems = [_sentence(one) for one in error.errors()] + problems
+        problems = described(error) + problems
     else:
         try:
             _ = recipe.guard_spec
         except ValidationError as error:
-            problems += [f"stages: {_message(one)}" for one in error.errors()]
+            problems += [f"stages: {line}" for line in described(error)]
     if problems:
         count = "one mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         raise ConfigError(f"recipe {path.name}: {count}: " + "; ".join(problems))
@@ -263,7 +263,7 @@ def load(path: Path, registry: Registry) -> Recipe:
 
 
 def _stage_problems(body: dict[str, Any], registry: Registry) -> list[str]:
-    """Plugins that are not there, and settings that they do not take."""
+    """List missing plugins, settings that plugins refuse, and missing members."""
     problems: list[str] = []
     stages, members = body.get("stages"), body.get("members")
     known = [
@@ -285,7 +285,7 @@ def _stage_problems(body: dict[str, Any], registry: Registry) -> list[str]:
             kind: Any = stage["kind"]
             built = registry.build(kind, str(stage["plugin"]), stage.get("config", {}))
         except KeyError:
-            # A kind that does not exist: the schema says so.
+            # An unknown kind: validation of the schema reports it.
             continue
         except FirewallError as error:
             problems.append(f"stages[{number}]: {error}")
@@ -298,17 +298,3 @@ def _stage_problems(body: dict[str, Any], registry: Registry) -> list[str]:
                 if name not in known
             ]
     return problems
-
-
-def _sentence(error: Any) -> str:
-    place = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]
-    ).lstrip(".")
-    given = error["input"]
-    shown = "" if isinstance(given, (dict, list)) else f", got {given!r}"
-    return f"{place or 'recipe'}: {_message(error)}{shown}"
-
-
-def _message(error: Any) -> str:
-    text = str(error["msg"]).removeprefix("Value error, ")
-    return text[:1].lower() + text[1:]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 from pydantic import Field
 
 from firewall.bundle.spec import Spec
+from firewall.documents import parse_json
 from firewall.errors import ConfigError
 from firewall.train.data import load_idx, load_npz
 from firewall.train.fit_network import Images
@@ -148,9 +148,9 @@ def read_reviewed(spec: SourceSpec, base: Path, labels: tuple[str, ...]) -> Labe
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
         try:
-            body = json.loads(line)
+            body = parse_json(line, "line", error=ConfigError)
             name, label = str(body["image"]), body.get("label")
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ConfigError, TypeError, KeyError, AttributeError):
             problems.append(f"index.jsonl, line {number}: expected an object with image and label")
             continue
         if label is None:

@@ -121,7 +121,7 @@ def test_answers_to_something_else_are_refused_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_study(tmp_path / "s")
     text = str(caught.value)
-    assert "line 451: place: Field required" in text
+    assert "line 451: key 'place' is missing" in text
     assert "p0, answer 3: shown for 999 ms; the staircase has" in text
     assert "p1, answer 2: not the picture of place 1" in text
     assert "p2: place 9; the study has 3" in text

@@ -414,12 +414,12 @@ def test_all_mistakes_of_a_recipe_come_together(registry: Registry, tmp_path: Pa
         load(path, registry)
     text = str(caught.value)
     assert text.startswith("recipe wrong.toml: 4 mistakes: ")
-    for words in ("train.radius: input should be greater than 0, got -0.1",
+    for words in ("key 'train.radius' should be greater than 0, got -0.1",
                   "train.phases[1].objective", "evaluate.rows", "nothing-like-it"):  # fmt: skip
         assert words in text
     assert "\n" not in text
     path.write_text("name = [")
-    with pytest.raises(ConfigError, match="is not TOML"):
+    with pytest.raises(ConfigError, match="not TOML"):
         load(path, registry)
 
 

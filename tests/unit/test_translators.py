@@ -189,9 +189,9 @@ def test_a_folder_of_one_image_is_too_few(looks: Path) -> None:
     [
         (('[first]\npath = "light"\nchannels = 1\n', ""), "first: 'cycle' translates from"),
         (('"cycle"', '"edges"'), "first: 'edges' makes what comes of"),
-        (('"cycle"', '"other"'), "kind: Input should be"),
+        (('"cycle"', '"other"'), "key 'kind' should be"),
         (("steps = 60", "steps = 0"), "cycle.steps"),
-        (("name", "name name"), "is not TOML"),
+        (("name", "name name"), "not TOML"),
     ],
 )
 def test_a_wrong_spec_is_said(change: tuple[str, str], words: str, looks: Path) -> None:
