@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types slow peers interop bench bench-serving bench-generators protos clean
+.PHONY: demo test lint types slow peers interop bench bench-serving bench-generators protos docs clean
 
 demo: $(VENV)/.demo  ## accept a cat, forge it into an iguana, refuse it
 	$(BIN)/firewall demo
@@ -46,7 +46,7 @@ bench: $(VENV)/.dev  ## measure again, and write the tables of README and model 
 	$(BIN)/python -m benchmarks.chaos
 	$(BIN)/python -m benchmarks.tables
 
-bench-serving: $(VENV)/.dev  ## minutes: guarded beside other projects' servers without a guard
+bench-serving: $(VENV)/.dev  ## 40 minutes: guarded beside other projects' servers without a guard
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.stages
@@ -61,6 +61,9 @@ bench-generators: $(VENV)/.dev  ## hours: what generated images are worth
 
 protos: $(VENV)/.dev  ## generate firewall/wire
 	$(BIN)/python protos/generate.py
+
+docs: $(VENV)/.dev  ## write docs/reference/settings.md
+	$(BIN)/python -m firewall.cli.settings_page
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

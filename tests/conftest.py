@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import Bundle, open_bundle
 from firewall.stages.registry import Registry
+
+# No test asserts a time, and the machine may be busy.
+settings.register_profile("any-speed", deadline=None)
+settings.load_profile("any-speed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,10 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keys of the user who runs the tests are left alone; so is the cache, unless CI names one."""
     folder = tmp_path_factory.mktemp("user")
-    before = {key: os.environ.get(key) for key in ("FIREWALL_CONFIG_DIR", "FIREWALL_CACHE_DIR")}
+    names = ("FIREWALL_CONFIG_DIR", "FIREWALL_CACHE_DIR", "FIREWALL_RUNTIME_DIR")
+    before = {key: os.environ.get(key) for key in names}
     os.environ["FIREWALL_CONFIG_DIR"] = str(folder / "config")
     os.environ["FIREWALL_CACHE_DIR"] = str(folder / "cache")
-    yield
+    # The path of a Unix socket is at most 107 characters long.
+    with tempfile.TemporaryDirectory(prefix="fw-") as sockets:
+        os.environ["FIREWALL_RUNTIME_DIR"] = sockets
+        yield
     for key, value in before.items():
         if value is None:
             os.environ.pop(key, None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firewall.cli.shared import Authorities, Certificate, Json, Key, read_tls
+from firewall.cli.shared import Authorities, Certificate, Json, Key, read_tls, read_token
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,38 +17,60 @@ if TYPE_CHECKING:
 
 admin_app = typer.Typer(help="Change what a running firewall serves.", no_args_is_help=True)
 review_app = typer.Typer(
-    help="Refused and flagged inputs of a running firewall.", no_args_is_help=True
+    help="Review refused and flagged inputs of a running firewall.", no_args_is_help=True
 )
 admin_app.add_typer(review_app, name="quarantine")
 
-Address = Annotated[str, typer.Option(help="host:port of the admin service.")]
-Model = Annotated[str, typer.Option(help="Name; empty is the only one served.")]
-Number = Annotated[int, typer.Argument(help="The row, as list shows it.")]
-_HERE = "localhost:8083"
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the admin service: unix:/path/to/socket, or host:port. The socket of the server "
+        "on gRPC port 8081 when not given.",
+        show_default=False,
+    ),
+]
+Model = Annotated[str, typer.Option(help="Name of the model (default: the only model served).")]
+Number = Annotated[int, typer.Argument(help="Number of the row, as list shows it.")]
+#: gRPC port of the server whose socket is asked when no address is given.
+_GRPC_PORT = 8081
 
 
 @admin_app.callback()
 def connect(
     context: typer.Context,
-    address: Address = _HERE,
+    address: Address = None,
     authorities: Authorities = None,
     certificate: Certificate = None,
     key: Key = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds.")] = 300.0,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file", help="File with the operators' bearer token (serve --admin-token-file)."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds to wait for an answer.")
+    ] = 300.0,
 ) -> None:
-    """Change what a running firewall serves; every change is in its audit log."""
+    """Change what a running firewall serves. Every change is in the server's audit log."""
 
     def client() -> AdminClient:
         from firewall.client.admin import AdminClient
+        from firewall.serve.admin.address import default_socket
 
-        return AdminClient(address, tls=read_tls(authorities, certificate, key), timeout=timeout)
+        return AdminClient(
+            address or f"unix:{default_socket(_GRPC_PORT)}",
+            tls=read_tls(authorities, certificate, key),
+            token="" if token_file is None else read_token(token_file),
+            timeout=timeout,
+        )
 
     context.obj = client
 
 
 @admin_app.command()
 def status(context: typer.Context, as_json: Json = False) -> None:
-    """What is live under every name."""
+    """Show what is served under every model name."""
     with context.obj() as client:
         for model in client.status():
             _print(model, as_json)
@@ -58,19 +80,31 @@ def status(context: typer.Context, as_json: Json = False) -> None:
 def reload_bundle(
     context: typer.Context,
     path: Annotated[
-        Path | None, typer.Argument(help="On the server's machine; where it was opened without.")
+        Path | None,
+        typer.Argument(
+            help="Folder of the bundle on the server's machine (default: where the live "
+            "bundle was opened)."
+        ),
     ] = None,
+    allow_downgrade: Annotated[
+        bool,
+        typer.Option("--allow-downgrade", help="Accept an older version than the live bundle."),
+    ] = False,
     model: Model = "",
     as_json: Json = False,
 ) -> None:
-    """Serve the bundle that lies there now."""
+    """Load a bundle and serve it in place of the live one."""
     place = "" if path is None else str(path)
-    _ask(context, lambda client: client.reload(model, place), as_json)
+    _ask(
+        context,
+        lambda client: client.reload(model, place, allow_downgrade=allow_downgrade),
+        as_json,
+    )
 
 
 @admin_app.command()
 def rollback(context: typer.Context, model: Model = "", as_json: Json = False) -> None:
-    """Undo the last change of bundle or policy; once more does it again."""
+    """Undo the last change of bundle or policy; a second rollback redoes it."""
     _ask(context, lambda client: client.rollback(model), as_json)
 
 
@@ -78,12 +112,16 @@ def rollback(context: typer.Context, model: Model = "", as_json: Json = False) -
 def policy(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(help="TOML, here; the server's own settings again without.")
+        Path | None,
+        typer.Argument(
+            help="Policy file (TOML) on this machine (default: read the server's own "
+            "policy file and flags again)."
+        ),
     ] = None,
     model: Model = "",
     as_json: Json = False,
 ) -> None:
-    """Decide by another policy."""
+    """Replace the policy."""
     from firewall.screening.policy import Policy
 
     text = ""
@@ -97,37 +135,49 @@ def policy(
 @admin_app.command()
 def shadow(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="The candidate's bundle, on the server's machine.")],
-    percent: Annotated[float, typer.Option(help="Of requests.")] = 10.0,
+    path: Annotated[
+        Path, typer.Argument(help="Folder of the candidate's bundle on the server's machine.")
+    ],
+    percent: Annotated[
+        float, typer.Option(help="Percent of requests that the candidate sees.")
+    ] = 10.0,
     model: Model = "",
     as_json: Json = False,
 ) -> None:
-    """Let a candidate see a share of the traffic, and answer nobody."""
+    """Run a candidate bundle on a share of the traffic, without answering with it."""
     _ask(context, lambda client: client.start_shadow(str(path), percent, model), as_json)
 
 
 @admin_app.command()
 def promote(context: typer.Context, model: Model = "", as_json: Json = False) -> None:
-    """Serve the candidate."""
+    """Serve the candidate in place of the live bundle."""
     _ask(context, lambda client: client.promote_shadow(model), as_json)
 
 
 @admin_app.command()
 def drop(context: typer.Context, model: Model = "", as_json: Json = False) -> None:
-    """Compare with the candidate no more."""
+    """Stop the comparison with the candidate and unload it."""
     _ask(context, lambda client: client.drop_shadow(model), as_json)
 
 
 @review_app.command("list")
 def list_rows(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="Name; empty is all.")] = "",
-    client: Annotated[str, typer.Option(help="A client's pseudonym; empty is all.")] = "",
+    model: Annotated[str, typer.Option(help="Only rows of this model (default: all models).")] = "",
+    client: Annotated[
+        str,
+        typer.Option(help="Only rows of the client with this pseudonym (default: all clients)."),
+    ] = "",
     reviewed: Annotated[
-        bool | None, typer.Option("--reviewed/--unreviewed", help="Labelled rows; both without.")
+        bool | None,
+        typer.Option(
+            "--reviewed/--unreviewed", help="Only labelled or only unlabelled rows (default: both)."
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows, the newest first.")] = 50,
-    before: Annotated[int, typer.Option(min=0, help="Only rows with a smaller number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Largest number of rows.")] = 50,
+    before: Annotated[
+        int, typer.Option(min=0, help="Only rows with a number below this one (0 = all).")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """List rows, the newest first."""
@@ -142,10 +192,10 @@ def list_rows(
 def show(
     context: typer.Context,
     number: Number,
-    out: Annotated[Path, typer.Option(help="Where to write the image (.png).")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
     as_json: Json = False,
 ) -> None:
-    """Write a row's image, and print what is known of it."""
+    """Write the image of a row, and print the row."""
     with context.obj() as client:
         row = client.quarantined(number)
     if not row.png:
@@ -161,10 +211,10 @@ def show(
 def label(
     context: typer.Context,
     number: Number,
-    seen: Annotated[str, typer.Argument(help="The class that a person sees; '' is none of them.")],
+    seen: Annotated[str, typer.Argument(help="The class that you see; '' is none of the classes.")],
     as_json: Json = False,
 ) -> None:
-    """Say what is to be seen in a row."""
+    """Label a row with the class that a person sees."""
     with context.obj() as client:
         _print_row(client.label(number, seen), as_json)
 
@@ -172,7 +222,7 @@ def label(
 @review_app.command()
 def forget(
     context: typer.Context,
-    client: Annotated[str, typer.Argument(help="A client's pseudonym.")],
+    client: Annotated[str, typer.Argument(help="Pseudonym of the client.")],
 ) -> None:
     """Remove every row and image of a client."""
     with context.obj() as asked:
@@ -180,10 +230,13 @@ def forget(
 
 
 def token(
-    name: Annotated[str, typer.Argument(help="Of the client.")],
+    name: Annotated[str, typer.Argument(help="Name of the client.")],
 ) -> None:
-    """Draw a token for a client: the secret on standard error, its line for --tokens on output."""
-    from firewall.serve.identity import Tokens
+    """Create a token for a client.
+
+    Prints the secret to standard error, and its line for the file of --tokens to standard output.
+    """
+    from firewall.serve.auth import Tokens
 
     secret, line = Tokens.entry(name)
     typer.echo(f"token of {name}, shown once: {secret}", err=True)

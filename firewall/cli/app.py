@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from firewall import __version__
 from firewall.cli.admin import admin_app, token
 from firewall.cli.attack import attack
 from firewall.cli.calibrate import calibrate
@@ -29,7 +30,6 @@ from firewall.cli.shared import (
     default_bundle,
     default_bundle_in_a_process,
     open_checked,
-    read_policy,
     read_tls,
     read_token,
 )
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="firewall",
-    help="A robustness firewall in front of an image classifier.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-bundle_app = typer.Typer(help="Look at bundles.", no_args_is_help=True)
+bundle_app = typer.Typer(help="Show and check bundles.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(gan_app, name="gan")
 app.add_typer(quarantine_app, name="quarantine")
@@ -54,7 +54,7 @@ app.add_typer(admin_app, name="admin")
 
 
 def main() -> None:
-    """Run a command; an error of ours is one line on standard error."""
+    """Run a command. A `FirewallError` ends it with one line on standard error."""
     try:
         app()
     except FirewallError as error:
@@ -66,14 +66,32 @@ def main() -> None:
         raise SystemExit(141) from None
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"firewall {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """A robustness firewall in front of an image classifier."""
+
+
 @app.command()
 def demo(
     as_json: Json = False,
-    picture: Annotated[Path, typer.Option(help="Where to draw the story.")] = Path(
+    picture: Annotated[Path, typer.Option(help="File for the picture of the demo.")] = Path(
         "firewall-demo.png"
     ),
 ) -> None:
-    """Accept a cat, forge it into an iguana, refuse it."""
+    """Show the firewall at work: accept a cat, forge it into an iguana, refuse the forgery."""
     start = time.monotonic()
 
     def progress(step: str) -> None:
@@ -95,20 +113,24 @@ def demo(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or .npy files.")],
-    address: Annotated[str, typer.Option(help="host:port of a firewall.")] = "localhost:8081",
-    model: Annotated[str, typer.Option(help="Name; empty is the only one served.")] = "",
-    top_k: Annotated[int, typer.Option(min=1, help="Labels of each image.")] = 5,
-    timeout: Annotated[float, typer.Option(help="Seconds.")] = 30.0,
+    images: Annotated[list[Path], typer.Argument(help="Images: JPEG, PNG, WebP or .npy files.")],
+    address: Annotated[
+        str, typer.Option(help="Address of the firewall's gRPC port, host:port.")
+    ] = "localhost:8081",
+    model: Annotated[
+        str, typer.Option(help="Name of the model (default: the only model served).")
+    ] = "",
+    top_k: Annotated[int, typer.Option(min=1, help="Number of labels for each image.")] = 5,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 30.0,
     authorities: Authorities = None,
     certificate: Certificate = None,
     key: Key = None,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="With this client's token.")
+        Path | None, typer.Option("--token-file", help="File with the bearer token of this client.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask a running firewall; exits with 3 when anything was refused."""
+    """Classify images with a running firewall. Exits with 3 if an image was refused."""
     import numpy as np
 
     from firewall.client import Client
@@ -156,24 +178,45 @@ def predict(
 
 @app.command()
 def screen(
-    paths: Annotated[list[Path], typer.Argument(help="Images, folders, or .npz files with x.")],
-    bundle: Annotated[Path | None, typer.Option(help="The default one without.")] = None,
+    paths: Annotated[
+        list[Path], typer.Argument(help="Images, folders of images, or .npz files with an array x.")
+    ],
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle (default: the default bundle).")
+    ] = None,
     policy: PolicyFile = None,
     trust: Trust = None,
+    pixels: Annotated[
+        Path | None,
+        typer.Option(
+            "--pixels",
+            help="Folder for the pixels as they were screened: a PNG file for each image, "
+            "named by its pixels_sha256.",
+        ),
+    ] = None,
     as_json: Json = True,
 ) -> None:
-    """Run the guard offline: one JSON line an image. Exits with 1 when a file could not be read.
+    """Screen images offline, without a server. Prints a JSON line for each image.
 
-    Label and probability are what would have been answered, of refused images too.
+    Label and probability are the classifier's, for refused images too. pixels_sha256 is the hash of
+    the pixels that the guard saw, after decoding, resizing and cropping. Exits with 1 when a file
+    could not be read.
     """
     from firewall.bundle.signing import trusted_keys
     from firewall.bundle.store import open_bundle
+    from firewall.decoding.pixels import write_png
     from firewall.screening.load import load_guard
     from firewall.screening.offline import Row, rows
     from firewall.screening.offline import screen as screen_rows
+    from firewall.screening.policy import Policy
 
+    if pixels is not None:
+        try:
+            pixels.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--pixels: {pixels}: {error.strerror}") from error
     opened = open_bundle(bundle or default_bundle_in_a_process(), trusted_keys(trust or ()))
-    guard = load_guard(opened, read_policy(policy, None, None))
+    guard = load_guard(opened, Policy.of(policy, None, None))
     labels = opened.labels
     failed = False
     source = rows(paths, opened.manifest.input, opened.manifest.preprocessing)
@@ -190,7 +233,13 @@ def screen(
             "p_value": one.decision.p_value,
             "reasons": list(one.decision.reasons),
             "statistics": dict(one.decision.statistics),
+            "pixels_sha256": one.pixels_sha256,
         }
+        if pixels is not None and one.pixels is not None:
+            try:
+                write_png(one.pixels, pixels)
+            except OSError as error:
+                raise ConfigError(f"--pixels: {pixels}: {error.strerror}") from error
         print(json.dumps(line), flush=True)
     if failed:
         raise typer.Exit(1)
@@ -198,7 +247,7 @@ def screen(
 
 @app.command()
 def plugins(as_json: Json = False) -> None:
-    """List the installed plugins; a broken one is a line with its reason."""
+    """List the installed plugins, and why a broken one cannot be loaded."""
     from firewall.monitors.registry import MonitorInfo, MonitorRegistry
 
     try:
@@ -229,7 +278,9 @@ app.command()(token)
 
 @bundle_app.command("show")
 def bundle_show(
-    path: Annotated[Path | None, typer.Argument(help="The default one without.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="Bundle (default: the default bundle).")
+    ] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -243,11 +294,13 @@ def bundle_show(
 
 @bundle_app.command("verify")
 def bundle_verify(
-    path: Annotated[Path | None, typer.Argument(help="The default one without.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="Bundle (default: the default bundle).")
+    ] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Check everything about a bundle, its own self-test included."""
+    """Check everything about a bundle: signature, files, graphs, and the bundle's self-test."""
     from firewall.screening.load import load_guard, read_selftest
     from firewall.screening.policy import Policy
 
@@ -272,7 +325,7 @@ def bundle_verify(
 
 @bundle_app.command("default", hidden=True)
 def bundle_default() -> None:
-    """Build the default bundle if it is not cached, and print where it lies."""
+    """Build the default bundle if it is not cached, and print its path."""
     print(default_bundle(lambda step: print(f"firewall: {step}", file=sys.stderr, flush=True)))
 
 

@@ -1,4 +1,4 @@
-"""`firewall quarantine`: what was refused, looked at by people."""
+"""`firewall quarantine`: people review the inputs that were refused or flagged."""
 
 from __future__ import annotations
 
@@ -12,45 +12,59 @@ import typer
 
 from firewall.cli.shared import Json, Trust, open_checked
 from firewall.errors import ConfigError
+from firewall.quarantine.opening import DATABASE_URL, IMAGES_URL, open_resolved
 
 if TYPE_CHECKING:
-    from firewall.quarantine.store import Record, Store
+    from firewall.quarantine.store import Record
 
 quarantine_app = typer.Typer(
-    help="Refused and flagged inputs: look, label, export.", no_args_is_help=True
+    help="Review refused and flagged inputs: list, show, label, export.", no_args_is_help=True
 )
 Database = Annotated[
-    str, typer.Argument(help="As serve has it: a file, or sqlite:/// or postgresql+psycopg://.")
+    str,
+    typer.Argument(
+        help="The database, as for serve --quarantine: a file, sqlite:/// or "
+        "postgresql+psycopg://. Give a URL with a password as @FILE, which reads it from a file, "
+        f"or as @, which reads {DATABASE_URL}."
+    ),
 ]
 Images = Annotated[
-    str | None, typer.Option("--images", help="Folder or fsspec URL; beside the file without.")
+    str | None,
+    typer.Option(
+        "--images",
+        help="Folder or fsspec URL of the images (default: beside the database file); "
+        f"@FILE and @ as for the database, with {IMAGES_URL}.",
+    ),
 ]
-Number = Annotated[int, typer.Argument(help="The row, as list shows it.")]
+Number = Annotated[int, typer.Argument(help="Number of the row, as list shows it.")]
 
 
 @quarantine_app.command("list")
 def list_rows(
     database: Database,
     images: Images = None,
-    client: Annotated[str | None, typer.Option(help="A client's pseudonym.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name of a model.")] = None,
-    reviewed: Annotated[
-        bool | None, typer.Option("--reviewed/--unreviewed", help="Labelled rows; both without.")
+    client: Annotated[
+        str | None, typer.Option(help="Only rows of the client with this pseudonym.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows, the newest first.")] = 50,
+    model: Annotated[str | None, typer.Option(help="Only rows of this model.")] = None,
+    reviewed: Annotated[
+        bool | None,
+        typer.Option("--reviewed/--unreviewed", help="Only labelled or only unlabelled rows."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of rows.")] = 50,
     as_json: Json = False,
 ) -> None:
     """List rows, the newest first."""
-    store = open_store(database, images)
-    for one in store.find(client=client, model=model, reviewed=reviewed, limit=limit):
+    store = open_resolved(database, images)
+    for record in store.find(client=client, model=model, reviewed=reviewed, limit=limit):
         if as_json:
-            print(json.dumps(_plain(one)))
+            print(json.dumps(_plain(record)))
             continue
-        label = "" if one.label is None else f"  {one.label or 'none of the classes'}"
-        p_value = "" if one.p_value is None else f" p {one.p_value:.4f}"
+        label = "" if record.label is None else f"  {record.label or 'none of the classes'}"
+        p_value = "" if record.p_value is None else f" p {record.p_value:.4f}"
         print(
-            f"{one.id:8}  {one.created:%Y-%m-%d %H:%M:%S}  {one.client}  {one.model} "
-            f"{one.version}  {one.verdict}{p_value}  {', '.join(one.reasons)}{label}"
+            f"{record.id:8}  {record.created:%Y-%m-%d %H:%M:%S}  {record.client}  {record.model} "
+            f"{record.version}  {record.verdict}{p_value}  {', '.join(record.reasons)}{label}"
         )
 
 
@@ -58,44 +72,50 @@ def list_rows(
 def show(
     database: Database,
     number: Number,
-    out: Annotated[Path, typer.Option(help="Where to write the image (.png).")],
-    bundle: Annotated[Path, typer.Option(help="The bundle that refused it, or one like it.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    bundle: Annotated[
+        Path, typer.Option(help="The bundle that refused the row, or one with the same input.")
+    ],
     images: Images = None,
     trust: Trust = None,
 ) -> None:
-    """Write a row's image, and print what is known of it."""
+    """Write the image of a row, and print the row as JSON."""
     from firewall.quarantine.review import write_image
 
-    store = open_store(database, images)
-    found = store.get(number)
+    store = open_resolved(database, images)
+    record = store.get(number)
     spec = open_checked(bundle, trust).manifest.input
-    wire = store.image(found)
+    wire = store.image(record)
     if wire.shape != spec.shape:
         raise ConfigError(
             f"--bundle: takes rows of {list(spec.shape)}; row {number} is {list(wire.shape)}"
         )
     write_image(wire, spec, out)
-    print(json.dumps(_plain(found), indent=1))
+    print(json.dumps(_plain(record), indent=1))
 
 
 @quarantine_app.command()
 def label(
     database: Database,
     number: Number,
-    seen: Annotated[str, typer.Argument(help="The class that a person sees; '' is none of them.")],
+    seen: Annotated[str, typer.Argument(help="The class that you see; '' is none of the classes.")],
     images: Images = None,
-    reviewer: Annotated[str | None, typer.Option(help="Who says so; the user without.")] = None,
+    reviewer: Annotated[
+        str | None, typer.Option(help="Name of the reviewer (default: the user).")
+    ] = None,
 ) -> None:
-    """Say what is to be seen in a row."""
-    open_store(database, images).label(number, seen, reviewer or getpass.getuser())
+    """Label a row with the class that a person sees."""
+    open_resolved(database, images).label(number, seen, reviewer or getpass.getuser())
     print(f"{number}: {seen or 'none of the classes'}")
 
 
 @quarantine_app.command()
 def export(
     database: Database,
-    out: Annotated[Path, typer.Option(help="A new folder: [data] reviewed of a recipe.")],
-    bundle: Annotated[Path, typer.Option(help="The bundle whose rows are exported.")],
+    out: Annotated[
+        Path, typer.Option(help="New folder to write, for [data] reviewed of a recipe.")
+    ],
+    bundle: Annotated[Path, typer.Option(help="Bundle of the model whose rows are exported.")],
     images: Images = None,
     trust: Trust = None,
 ) -> None:
@@ -103,7 +123,7 @@ def export(
     from firewall.quarantine.review import export as exported
 
     manifest = open_checked(bundle, trust).manifest
-    store = open_store(database, images)
+    store = open_resolved(database, images)
     count = exported(store, manifest.input, manifest.name, out)
     print(f"{out}: {count} images")
 
@@ -111,10 +131,12 @@ def export(
 @quarantine_app.command()
 def forget(
     database: Database,
-    client: Annotated[str, typer.Argument(help="A client's pseudonym, or with --key its name.")],
+    client: Annotated[
+        str, typer.Argument(help="Pseudonym of the client; with --key its name or address.")
+    ],
     images: Images = None,
     key: Annotated[
-        Path | None, typer.Option(help="The key of pseudonyms; CLIENT is then a name or address.")
+        Path | None, typer.Option(help="File with the key of pseudonyms (serve --quarantine-key).")
     ] = None,
 ) -> None:
     """Remove every row and image of a client."""
@@ -124,23 +146,11 @@ def forget(
     if key is not None and not key.exists():
         raise ConfigError(f"--key: {key} does not exist")
     name = client if key is None else pseudonym(client, pseudonym_key(key))
-    print(f"{name}: {open_store(database, images).forget(name)} rows removed")
+    print(f"{name}: {open_resolved(database, images).forget(name)} rows removed")
 
 
-def open_store(database: str, images: str | None) -> Store:
-    """A quarantine by what people write: a file is SQLite, and images lie beside it."""
-    from firewall.quarantine.store import Store
-
-    url = database if "://" in database else f"sqlite:///{Path(database).absolute()}"
-    if images is None:
-        if not url.startswith("sqlite:///"):
-            raise ConfigError("--images: name a folder or URL for the images of this database")
-        images = url.removeprefix("sqlite:///") + ".images"
-    return Store(url, images)
-
-
-def _plain(one: Record) -> dict[str, object]:
-    body = asdict(one)
+def _plain(record: Record) -> dict[str, object]:
+    body = asdict(record)
     for key in ("created", "reviewed"):
         body[key] = None if body[key] is None else body[key].isoformat(timespec="seconds")
     return body

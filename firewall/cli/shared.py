@@ -1,4 +1,4 @@
-"""What several commands need: options, and bundles by default."""
+"""Options and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -14,24 +14,31 @@ from firewall.errors import ConfigError
 if TYPE_CHECKING:
     from firewall.bundle.store import Bundle
     from firewall.client.security import Tls
-    from firewall.screening.policy import Policy
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Trust = Annotated[
-    list[Path] | None, typer.Option("--trust", help="A signer's public key (.pub); repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        help="Public key of a signer, repeatable: signer.pub for every model, or NAME=signer.pub "
+        "for the models whose names match NAME (* and ? allowed).",
+    ),
 ]
 Authorities = Annotated[
-    Path | None, typer.Option("--ca", help="Authorities of the server (PEM); none is no TLS.")
+    Path | None,
+    typer.Option(
+        "--ca", help="Certificate authorities of the server (PEM). Without it, no TLS is used."
+    ),
 ]
-Certificate = Annotated[Path | None, typer.Option("--cert", help="Yours (PEM).")]
-Key = Annotated[Path | None, typer.Option("--key", help="Its private key (PEM).")]
+Certificate = Annotated[Path | None, typer.Option("--cert", help="Client certificate (PEM).")]
+Key = Annotated[Path | None, typer.Option("--key", help="Private key of --cert (PEM).")]
 PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="Policy in TOML; defaults apply without.")
+    Path | None, typer.Option("--policy", help="Policy file (TOML); without it, defaults apply.")
 ]
 
 
 def default_bundle(progress: Any) -> Path:
-    """The default bundle, built here if need be. Imports torch only to build."""
+    """Return the path of the default bundle. Build it if it is missing, which imports torch."""
     from firewall.bundle.signing import trusted_keys, user_signer
     from firewall.bundle.store import open_bundle
     from firewall.errors import BundleError, BundleMissing
@@ -57,7 +64,7 @@ def default_bundle(progress: Any) -> Path:
 
 
 def default_bundle_in_a_process() -> Path:
-    """The default bundle, built in another process if need be: torch stays out of this one."""
+    """As `default_bundle`, but build in another process, so that this one never imports torch."""
     from firewall.train.default_recipe import cached_path
 
     path = cached_path()
@@ -70,33 +77,16 @@ def default_bundle_in_a_process() -> Path:
     return path
 
 
-def open_checked(path: Path | None, trust: list[Path] | None) -> Bundle:
-    """A bundle after its total check; the default one without a path."""
+def open_checked(path: Path | None, trust: list[str] | None) -> Bundle:
+    """Open a bundle after checking everything; the default bundle without a path."""
     from firewall.bundle.signing import trusted_keys
     from firewall.bundle.store import open_bundle
 
     return open_bundle(path or default_bundle_in_a_process(), trusted_keys(trust or ()))
 
 
-def read_policy(path: Path | None, mode: str | None, rate: float | None) -> Policy:
-    """The policy file, and flags on top of it; errors as `Policy.load`."""
-    from pydantic import ValidationError
-
-    from firewall.screening.policy import Policy
-
-    policy = Policy.load(path) if path else Policy()
-    changes = {"mode": mode, "false_positive_rate": rate}
-    body = policy.model_dump() | {key: value for key, value in changes.items() if value is not None}
-    try:
-        return Policy.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{flag}: {first['msg']}, got {first['input']!r}") from error
-
-
 def read_tls(authorities: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
-    """Certificates of a client; None without authorities of the server.
+    """Read the certificates of a client; None if there are no authorities of the server.
 
     Raises:
         ConfigError: a file cannot be read, or one is missing.
@@ -120,10 +110,10 @@ def read_tls(authorities: Path | None, certificate: Path | None, key: Path | Non
 
 
 def read_token(path: Path) -> str:
-    """A client's token: on a command line everyone on the machine could read it.
+    """Read a client's token from a file: a command line is visible to every user of the machine.
 
     Raises:
-        ConfigError: the file cannot be read, or has none.
+        ConfigError: the file cannot be read, or does not hold one token.
 
     """
     try:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import grpc
 
-from firewall.client.security import Tls, channel
+from firewall.client.security import Tls, bearer, channel
 from firewall.errors import ConfigError
 from firewall.protocol.failure import failure
 from firewall.wire import admin_pb2 as wire
@@ -20,19 +20,22 @@ class AdminClient:
 
     def __init__(
         self,
-        address: str = "localhost:8083",
+        address: str,
         *,
         tls: Tls | None = None,
+        token: str = "",
         timeout: float = 300.0,
     ) -> None:
-        """Nothing is sent before the first call.
+        """Connect lazily.
 
         Args:
-            address: host:port of the admin service.
-            tls: certificates; None is without TLS, for a loopback address.
+            address: of the admin service: `unix:/path/to/socket`, or `host:port`.
+            tls: certificates; None means plain text.
+            token: the operators' token, where the service asks for one.
             timeout: seconds of a call; loading a bundle takes some.
 
         """
+        self._metadata = bearer(token)
         self._timeout = timeout
         self._channel = channel(address, tls)
 
@@ -41,9 +44,12 @@ class AdminClient:
         answer = self._call("Status", wire.StatusRequest(), wire.StatusResponse)
         return list(answer.models)
 
-    def reload(self, model: str = "", path: str = "") -> wire.ModelStatus:
-        """Serve the bundle that lies at a path now; where it was opened without one."""
-        return self._change("Reload", wire.ReloadRequest(model=model, path=path))
+    def reload(
+        self, model: str = "", path: str = "", *, allow_downgrade: bool = False
+    ) -> wire.ModelStatus:
+        """Serve the bundle that lies at a path now; where the live one was opened without one."""
+        request = wire.ReloadRequest(model=model, path=path, allow_downgrade=allow_downgrade)
+        return self._change("Reload", request)
 
     def rollback(self, model: str = "") -> wire.ModelStatus:
         """Undo the last change."""
@@ -125,7 +131,7 @@ class AdminClient:
             response_deserializer=answer.FromString,
         )
         try:
-            return ask(request, timeout=self._timeout)
+            return ask(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 raise ConfigError(str(error.details())) from error

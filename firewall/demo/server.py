@@ -1,4 +1,4 @@
-"""A real server in a process of its own."""
+"""A real server in another process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def running(bundle: Path, *options: str) -> Iterator[str]:
     """Start `firewall serve` on free ports of the loopback; yields its gRPC address.
 
     Raises:
-        NotReady: it ended before it was ready; carries what it said.
+        NotReady: it ended before it was ready; carries its standard error.
 
     """
     process = subprocess.Popen(
         [
             sys.executable, "-m", "firewall", "serve", str(bundle),
-            "--host", "127.0.0.1", "--port", "0", "--http-port", "0", *options,
+            "--host", "127.0.0.1", "--grpc-port", "0", "--rest-port", "0",
+            "--operations-port", "0", "--admin-socket", "off", *options,
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -35,7 +36,7 @@ def running(bundle: Path, *options: str) -> Iterator[str]:
         for line in process.stdout:
             event = json.loads(line)
             if event["event"] == "serving":
-                yield f"127.0.0.1:{event['port']}"
+                yield f"127.0.0.1:{event['grpc_port']}"
                 break
         else:
             raise NotReady(f"the server did not start: {process.stderr.read().strip()}")

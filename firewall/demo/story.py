@@ -11,10 +11,10 @@ from typing import Any
 from firewall.bundle.signing import trusted_keys
 from firewall.bundle.store import open_bundle
 from firewall.client import Client, Prediction
+from firewall.decoding.decode import decode_image
 from firewall.demo.forge import IGUANA, classify, forge, png
 from firewall.demo.picture import GAIN, Caption, draw
 from firewall.demo.server import running
-from firewall.screening.preprocess import decode_image
 from firewall.screening.verdict import Verdict
 from firewall.train.efficientnet import EfficientNetLite0
 from firewall.train.photographs import cat

@@ -1,11 +1,20 @@
-"""How much of the server one client may have.
+"""Every limit on how much of the server a client may use, in one place.
 
-Refusing costs microseconds, computing milliseconds: whoever asks for too much is told so at once,
-and the threads are free for the others.
+| limit | what happens beyond it |
+|---|---|
+| requests in progress (`max_requests`) | 429 / RESOURCE_EXHAUSTED with a time to retry |
+| fair share of them by client, while the server is half full | the same, for that client alone |
+| expected wait (`max_wait`) | the same |
+| rows a second by client (`client_rate`, `client_burst`) | the same |
+
+A refusal costs microseconds and a computation milliseconds, so a client that asks for too much is
+refused at once. Bytes and shapes of one request are limited in `data_plane.Limits`; streams,
+headers and connections in `grpc_server` and `rest_server`.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
 from collections import OrderedDict
@@ -14,13 +23,18 @@ from dataclasses import dataclass
 
 from firewall.errors import Overloaded
 
-#: Clients that are remembered; who has not asked for longest is forgotten, and starts anew.
-_CLIENTS = 10_000
-#: Seconds after its last request in which a client still counts as one that wants its share.
+#: Clients that are remembered. The one that has been silent for longest is forgotten first.
+MAX_CLIENTS = 10_000
+#: Seconds after its last request for which a client still counts as one that wants a share.
 _RECENT = 1.0
+#: Weight of the latest interval between completions in the running mean.
+_WEIGHT = 0.05
+#: A request takes longer than the mean suggests: its own batch has to end as well, and the slow
+#: requests are the ones that have to meet the limit.
+_SPREAD = 1.6
 
 
-@dataclass
+@dataclass(slots=True)
 class _Client:
     tokens: float
     filled: float
@@ -28,104 +42,217 @@ class _Client:
     seen: float = 0.0
 
 
-class Held:
-    """A place of a client, while it lasts."""
-
-    __slots__ = ("_admission", "_client", "_place")
-
-    def __init__(self, admission: Admission, client: str) -> None:
-        self._admission, self._client = admission, client
-
-    def __enter__(self) -> None:
-        self._place = self._admission.take(self._client)
-
-    def __exit__(self, *_: object) -> None:
-        self._admission.give(self._place)
-
-
 class Admission:
-    """A rate for each client, and no more than half of the threads for one while others ask."""
+    """One admitted request; `release` gives its place back and may be called twice."""
+
+    __slots__ = ("_client", "_controller", "_released")
+
+    def __init__(self, controller: AdmissionController, client: _Client) -> None:
+        self._controller, self._client = controller, client
+        self._released = False
+
+    def charge(self, rows: int) -> None:
+        """Count the rows of the request; the first has been paid for on admission."""
+        self._controller.charge(self._client, rows - 1)
+
+    def release(self) -> None:
+        """Give the place back."""
+        if not self._released:
+            self._released = True
+            self._controller.release(self._client)
+
+
+class AdmissionController:
+    """Admits requests while there is room, and shares the room fairly between clients."""
 
     def __init__(
         self,
-        threads: int,
+        max_requests: int,
         *,
         rate: float = 0.0,
         burst: float = 0.0,
+        max_wait: float = float("inf"),
+        backlog_seconds: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Everyone starts with a full bucket.
+        """Start with full rate budgets.
 
         Args:
-            threads: that answer requests.
-            rate: requests a second of one client; 0 is without limit.
-            burst: requests that may come at once; twice the rate, and at least one, when 0.
-            clock: seconds.
+            max_requests: requests in progress at a time, over all protocols.
+            rate: rows a second of one client; 0 means no limit.
+            burst: rows that may come at once; 0 means twice the rate, and at least one.
+            max_wait: seconds that a request may be expected to wait.
+            backlog_seconds: seconds that the queued rows will take, as the batchers measure it.
+            clock: seconds, monotonic.
 
         """
-        self._most = max(1, threads // 2)
+        self._max_requests = max_requests
         self._rate, self._burst = rate, max(1.0, burst or 2 * rate)
+        self._max_wait, self._backlog_seconds = max_wait, backlog_seconds
         self._clock = clock
         self._lock = threading.Lock()
         self._clients: OrderedDict[str, _Client] = OrderedDict()
+        self._running = 0
+        #: Clients with requests in progress.
+        self._holders = 0
+        self._intervals = _CompletionIntervals()
+        self._last_arrival = 0.0
 
-    def enter(self, client: str) -> Held:
-        """A context that holds a place for a request.
+    @property
+    def running(self) -> int:
+        """Requests in progress."""
+        return self._running
+
+    @property
+    def last_arrival(self) -> float:
+        """When the latest request came, on the monotonic clock."""
+        return self._last_arrival
+
+    def note_arrival(self) -> None:
+        """Record that a request came, whether it will be admitted or not."""
+        self._last_arrival = self._clock()
+
+    def admit(self, client: str) -> Admission:
+        """Admit a request.
+
+        Args:
+            client: name, or address; IPv6 addresses of one /64 network are one client.
 
         Raises:
-            Overloaded: on entering it, when the client asks for too much; says when to come back.
+            Overloaded: the client, or everyone together, asks for too much.
 
         """
-        return Held(self, client)
-
-    def take(self, client: str) -> _Client:
-        """A place for a request, to be given back."""
-        with self._lock:
-            one = self._admit(client)
-            one.running += 1
-        return one
-
-    def give(self, one: _Client) -> None:
-        """Give a place back."""
-        with self._lock:
-            one.running -= 1
-
-    def _admit(self, client: str) -> _Client:
         now = self._clock()
-        one = self._clients.get(client)
-        if one is None:
-            one = self._clients[client] = _Client(self._burst, now)
-            self._forget()
-        self._clients.move_to_end(client)
-        one.seen = now
-        if self._rate:
-            one.tokens = min(self._burst, one.tokens + (now - one.filled) * self._rate)
-            one.filled = now
-            if one.tokens < 1:
-                raise Overloaded(
-                    f"more than {self._rate:g} requests a second",
-                    retry_after=(1 - one.tokens) / self._rate,
-                )
-        if one.running >= self._most and self._others(client, now):
-            raise Overloaded(
-                f"{one.running} requests of this client are being answered, and others wait",
-                retry_after=0.1,
-            )
-        if self._rate:
-            one.tokens -= 1
-        return one
+        backlog = self._backlog_seconds()
+        with self._lock:
+            known = self._client(fair_key(client), now)
+            self._check_rate(known, now)
+            self._check_room(known, now, backlog)
+            if self._rate:
+                known.tokens -= 1
+            self._holders += known.running == 0
+            known.running += 1
+            self._running += 1
+        return Admission(self, known)
 
-    def _others(self, client: str, now: float) -> bool:
-        """Whether anyone else has asked lately. The latest are last."""
-        for name in reversed(self._clients):
-            if name != client:
-                return now - self._clients[name].seen < _RECENT
+    def charge(self, client: _Client, rows: int) -> None:
+        """Count rows that a request holds beyond its first."""
+        if self._rate and rows > 0:
+            with self._lock:
+                client.tokens -= rows
+
+    def release(self, client: _Client) -> None:
+        """End a request."""
+        with self._lock:
+            client.running -= 1
+            self._holders -= client.running == 0
+            self._running -= 1
+            self._intervals.completed(self._clock(), self._running)
+
+    def _client(self, key: str, now: float) -> _Client:
+        known = self._clients.get(key)
+        if known is None:
+            known = self._clients[key] = _Client(self._burst, now)
+            self._forget()
+        self._clients.move_to_end(key)
+        known.seen = now
+        return known
+
+    def _check_rate(self, client: _Client, now: float) -> None:
+        if not self._rate:
+            return
+        client.tokens = min(self._burst, client.tokens + (now - client.filled) * self._rate)
+        client.filled = now
+        if client.tokens < 1:
+            raise Overloaded(
+                f"more than {self._rate:g} rows a second from this client",
+                retry_after=(1 - client.tokens) / self._rate,
+            )
+
+    def _check_room(self, client: _Client, now: float, backlog: float) -> None:
+        wait = max(backlog, _SPREAD * self._intervals.wait(self._running, now))
+        retry_after = min(10.0, max(0.1, wait))
+        if self._running >= self._max_requests:
+            raise Overloaded(
+                f"server busy: {self._running} requests are in progress", retry_after=retry_after
+            )
+        if wait > self._max_wait and self._running:
+            raise Overloaded(
+                f"server busy: a request would wait {wait:.1f} s, at most {self._max_wait:g} s "
+                "are allowed",
+                retry_after=retry_after,
+            )
+        # Below half of the room every client may take what it wants, and a client that is alone
+        # may take all of it. Otherwise one share more than there are clients is kept free, so that
+        # a client that comes now finds room.
+        if 2 * self._running >= self._max_requests and self._others(client, now):
+            holders = self._holders + (client.running == 0)
+            share = max(1, self._max_requests // (holders + 1))
+            if client.running >= share:
+                raise Overloaded(
+                    f"server busy: {client.running} requests of this client are in progress, and "
+                    "other clients wait",
+                    retry_after=retry_after,
+                )
+
+    def _others(self, client: _Client, now: float) -> bool:
+        """Whether any other client has requests in progress or asked a moment ago."""
+        if self._holders > (client.running > 0):
+            return True
+        for other in reversed(self._clients.values()):
+            if other is not client:
+                return now - other.seen < _RECENT
         return False
 
     def _forget(self) -> None:
-        while len(self._clients) > _CLIENTS:
-            name, oldest = next(iter(self._clients.items()))
+        while len(self._clients) > MAX_CLIENTS:
+            key, oldest = next(iter(self._clients.items()))
             if oldest.running:
-                self._clients.move_to_end(name)
+                self._clients.move_to_end(key)
                 return
-            del self._clients[name]
+            del self._clients[key]
+
+
+class _CompletionIntervals:
+    """Running mean of the time between two completions while requests overlap.
+
+    An idle server completes requests as rarely as they come, which says nothing about capacity, so
+    an interval counts only when other requests were in progress throughout.
+    """
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._mean: float | None = None
+        self._updated = float("-inf")
+
+    def completed(self, now: float, running: int) -> None:
+        """Record a completion; `running` requests are left in progress."""
+        if self._last is not None:
+            interval = now - self._last
+            self._mean = (
+                interval if self._mean is None else self._mean + _WEIGHT * (interval - self._mean)
+            )
+            self._updated = now
+        self._last = now if running else None
+
+    def wait(self, ahead: int, now: float) -> float:
+        """Seconds until `ahead` requests have ended; 0 without recent measurements."""
+        if self._mean is None or now - self._updated > _RECENT:
+            return 0.0
+        return ahead * self._mean
+
+
+def fair_key(client: str) -> str:
+    """Name under which a client's requests are counted: an IPv6 address by its /64 network."""
+    if ":" not in client or client.startswith(("cert:", "token:")):
+        return client
+    try:
+        address = ipaddress.ip_address(client.partition("%")[0])
+    except ValueError:
+        return client
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        if mapped is not None:
+            return str(mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return client

@@ -1,16 +1,25 @@
-"""Prometheus metrics. The only place that knows prometheus."""
+"""Prometheus metrics of the server. With `operations_http`, the only module that knows prometheus.
+
+All metrics work in prometheus_client's multiprocess mode too, so there are no callbacks and no
+custom collectors. Statistics that a policy does not disclose are counted in buckets without a sum:
+from a sum the exact value of one's own request could be read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from firewall.screening.verdict import Decision, Verdict
-from firewall.serve.histogram import Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_P = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+_P_NAMES = tuple(f"{bound:g}" for bound in _P_VALUES)
+#: Changes of what is served, as `Metrics.changed` names them.
+CHANGES = ("reload", "rollback", "policy", "shadow", "promote", "drop")
 
 
 class Metrics:
@@ -19,225 +28,225 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         rpc = ("grpc_type", "grpc_service", "grpc_method")
-        self._started = Counter(
-            "grpc_server_started", "RPCs started on the server.", rpc, registry=self.registry
+        self._rpc_started = self._counter("grpc_server_started", "RPCs started.", rpc)
+        self._rpc_handled = self._counter(
+            "grpc_server_handled", "RPCs completed, by status.", (*rpc, "grpc_code")
         )
-        self._handled = Counter(
-            "grpc_server_handled",
-            "RPCs completed on the server, by status.",
-            (*rpc, "grpc_code"),
-            registry=self.registry,
+        self._rpc_seconds = self._histogram(
+            "grpc_server_handling_seconds", "Time from headers to answer of an RPC.", rpc, _SECONDS
         )
-        self._handling = self._histogram(
-            "grpc_server_handling_seconds",
-            "Time until the application had the answer of an RPC.",
-            rpc,
+        route = ("service", "route")
+        self._http_started = self._counter(
+            "http_server_requests_started", "HTTP requests started.", route
+        )
+        self._http_handled = self._counter(
+            "http_server_requests", "HTTP requests completed, by status.", (*route, "status")
+        )
+        self._http_seconds = self._histogram(
+            "http_server_request_seconds",
+            "Time from headers to answer of an HTTP request.",
+            route,
             _SECONDS,
         )
-        self._rows = Counter(
-            "firewall_rows",
-            "Rows by verdict, or unscreened.",
-            ("model", "verdict"),
-            registry=self.registry,
+        model = ("model",)
+        self._rows = self._counter(
+            "firewall_rows", "Rows by verdict, or unscreened.", (*model, "verdict")
         )
-        self._escalated = Counter(
-            "firewall_escalated_rows",
-            "Rows for which the expensive tier ran.",
-            ("model",),
-            registry=self.registry,
+        self._escalated = self._counter(
+            "firewall_escalated_rows", "Rows for which the expensive tier ran.", model
         )
-        self._faults = Counter(
-            "firewall_fault_rows",
-            "Rows on which a stage failed.",
-            ("model",),
-            registry=self.registry,
+        self._faults = self._counter("firewall_fault_rows", "Rows on which a stage failed.", model)
+        self._p_values = self._counter(
+            "firewall_p_value_rows",
+            "Screened rows by conformal p-value: `le` is the upper bound of the row's bucket.",
+            (*model, "le"),
         )
-        self._p_value = self._histogram(
-            "firewall_p_value", "Conformal p-values of screened rows.", ("model",), _P
-        )
-        self._reasons = Counter(
-            "firewall_reasons",
-            "Rows that a detector spoke against.",
-            ("model", "detector"),
-            registry=self.registry,
+        self._reasons = self._counter(
+            "firewall_reasons", "Rows that a detector spoke against.", (*model, "detector")
         )
         self._batch = self._histogram(
-            "firewall_batch_rows", "Rows of a batch.", ("model",), (1, 2, 4, 8, 16, 32, 64, 128)
+            "firewall_batch_rows", "Rows of a batch.", model, (1, 2, 4, 8, 16, 32, 64, 128)
         )
         self._wait = self._histogram(
             "firewall_queue_wait_seconds",
             "Time that the first request of a batch waited.",
-            ("model",),
+            model,
             _SECONDS,
         )
-        self._queue = Gauge(
-            "firewall_queue_rows", "Rows that wait.", ("model",), registry=self.registry
-        )
+        self._queue = self._gauge("firewall_queue_rows", "Rows that wait.", model, "livesum")
         self._stage = self._histogram(
             "firewall_stage_seconds",
             "Time of a request or batch, by stage of the data plane.",
-            ("model", "stage"),
+            (*model, "stage"),
             _SECONDS,
         )
-        self._bundle = Gauge(
+        self._bundle = self._gauge(
             "firewall_bundle_info",
-            "1 for the bundle that is live.",
-            ("model", "version", "digest", "provider"),
-            registry=self.registry,
+            "1 for the bundle that is live, 0 for one that was.",
+            (*model, "version", "digest", "provider"),
+            "livemax",
         )
-        self._changes = Counter(
+        self._changes = self._counter(
             "firewall_changes",
-            "Reloads, rollbacks and other changes of what is served, by what became of them.",
-            ("model", "change", "result"),
-            registry=self.registry,
+            "Reloads, rollbacks and other changes of what is served, by result.",
+            (*model, "change", "result"),
         )
-        self._shadow = Counter(
+        self._shadow = self._counter(
             "firewall_shadow_rows",
             "Rows that a candidate saw too, by the live verdict and the candidate's.",
-            ("model", "live", "shadow"),
-            registry=self.registry,
+            (*model, "live", "shadow"),
         )
-        self._shadow_labels = Counter(
+        self._shadow_labels = self._counter(
             "firewall_shadow_label_changes",
             "Rows to which a candidate gives another class.",
-            ("model",),
-            registry=self.registry,
+            model,
         )
-        self._shadow_missed = Counter(
+        self._shadow_missed = self._counter(
             "firewall_shadow_missed",
-            "Requests that a candidate was to see and did not: dropped, or failed.",
-            ("model", "why"),
-            registry=self.registry,
+            "Requests that a candidate did not compare: dropped, or failed.",
+            (*model, "why"),
         )
-        self._dropped = Counter(
-            "firewall_audit_dropped",
-            "Audit lines that could not be written.",
-            registry=self.registry,
+        self._dropped = self._counter(
+            "firewall_audit_dropped", "Audit lines that could not be written.", ()
         )
-        self._drift = Gauge(
+        self._drift = self._gauge(
             "firewall_calibration_evidence",
             "Evidence that p-values are no longer as on calibration's inputs: 1 is an alarm.",
-            ("model",),
-            registry=self.registry,
+            model,
+            "livemax",
         )
-        self._quarantined = Counter(
+        self._quarantined = self._counter(
             "firewall_quarantine_rows",
             "Refused and flagged rows by what became of them: stored, or dropped.",
             ("state",),
-            registry=self.registry,
         )
-        self._quarantine_queue = Gauge(
+        self._quarantine_queue = self._gauge(
             "firewall_quarantine_queue_rows",
             "Rows that wait to be stored in quarantine.",
-            registry=self.registry,
+            (),
+            "livesum",
         )
-        self._ready = Gauge(
-            "firewall_ready", "1 when every model has passed its self-test.", registry=self.registry
+        self._ready = self._gauge(
+            "firewall_ready", "1 when every model has passed its self-test.", (), "livemin"
         )
+        #: Children by labels: looking one up costs more than counting.
+        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
 
-        #: Counters by everything that they are labelled with: looking one up costs more than
-        #: counting.
-        self._counters: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
+    def _counter(self, name: str, documentation: str, labels: Sequence[str]) -> Counter:
+        return Counter(name, documentation, labels, registry=self.registry)
+
+    def _gauge(self, name: str, documentation: str, labels: Sequence[str], mode: Any) -> Gauge:
+        return Gauge(name, documentation, labels, registry=self.registry, multiprocess_mode=mode)
 
     def _histogram(
-        self, name: str, documentation: str, labels: tuple[str, ...], bounds: tuple[float, ...]
+        self, name: str, documentation: str, labels: Sequence[str], bounds: Sequence[float]
     ) -> Histogram:
-        made = Histogram(name, documentation, labels, bounds)
-        self.registry.register(made)
-        return made
+        return Histogram(name, documentation, labels, registry=self.registry, buckets=bounds)
 
-    def _count(self, counter: Counter, *labels: str) -> None:
-        key = (counter, labels)
-        found = self._counters.get(key)
-        if found is None:
-            found = self._counters[key] = counter.labels(*labels)
-        found.inc()
+    def _child(self, metric: Any, *labels: str) -> Any:
+        key = (metric, labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
 
-    def started(self, service: str, method: str) -> None:
-        """An RPC came in."""
-        self._count(self._started, "unary", service, method)
+    def started(self, protocol: str, service: str, method: str) -> None:
+        """Count a request that came in."""
+        if protocol == "grpc":
+            self._child(self._rpc_started, "unary", service, method).inc()
+        else:
+            self._child(self._http_started, service, method).inc()
 
-    def handled(self, service: str, method: str, code: str, seconds: float) -> None:
-        """An RPC was answered. `code` is the name of the gRPC status, such as OK."""
-        self._count(self._handled, "unary", service, method, code)
-        self._handling.at("unary", service, method).observe(seconds)
+    def handled(self, protocol: str, service: str, method: str, code: str, seconds: float) -> None:
+        """Count a request that was answered.
+
+        Args:
+            protocol: `grpc` or `http`.
+            service: as in `started`.
+            method: as in `started`.
+            code: name of the gRPC status, or the HTTP status.
+            seconds: from headers to answer.
+
+        """
+        if protocol == "grpc":
+            self._child(self._rpc_handled, "unary", service, method, code).inc()
+            self._child(self._rpc_seconds, "unary", service, method).observe(seconds)
+        else:
+            self._child(self._http_handled, service, method, code).inc()
+            self._child(self._http_seconds, service, method).observe(seconds)
 
     def decided(self, model: str, decision: Decision) -> None:
-        """A row got its verdict."""
+        """Count a row by its verdict."""
         screened = decision.p_value is not None or decision.fault
         verdict = decision.verdict.value if screened else "unscreened"
-        self._count(self._rows, model, verdict)
+        self._child(self._rows, model, verdict).inc()
         if decision.escalated:
-            self._count(self._escalated, model)
+            self._child(self._escalated, model).inc()
         if decision.fault:
-            self._count(self._faults, model)
+            self._child(self._faults, model).inc()
         if decision.p_value is not None:
-            self._p_value.at(model).observe(decision.p_value)
+            bucket = min(bisect_left(_P_VALUES, decision.p_value), len(_P_NAMES) - 1)
+            self._child(self._p_values, model, _P_NAMES[bucket]).inc()
         if decision.verdict is not Verdict.ACCEPT:
             for reason in decision.reasons:
-                self._count(self._reasons, model, reason)
+                self._child(self._reasons, model, reason).inc()
 
-    def batch(self, model: str, rows: int, waited: float) -> None:
-        """A batch began."""
-        self._batch.at(model).observe(rows)
-        self._wait.at(model).observe(waited)
+    def batch(self, model: str, rows: int, waited: float, queued: int) -> None:
+        """Count a batch that begins; `queued` rows are left waiting."""
+        self._child(self._batch, model).observe(rows)
+        self._child(self._wait, model).observe(waited)
+        self._child(self._queue, model).set(queued)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
-        """A stage of the data plane took its time."""
-        self._stage.at(model, stage).observe(seconds)
-
-    def queue(self, model: str, rows: Callable[[], float]) -> None:
-        """Read the queue's depth whenever metrics are scraped."""
-        self._queue.labels(model).set_function(rows)
+        """Record how long a stage of the data plane took."""
+        self._child(self._stage, model, stage).observe(seconds)
 
     def bundle(self, model: str, version: str, digest: str, provider: str) -> None:
-        """A bundle is live."""
+        """Record that a bundle is live."""
         self._bundle.labels(model, version, digest[:12], provider).set(1)
         # A counter that begins with its first event has no increase then, and no alert sees it.
         self._faults.labels(model)
-        for change in ("reload", "rollback", "policy", "shadow", "promote", "drop"):
+        for change in CHANGES:
             self._changes.labels(model, change, "refused")
 
     def retired(self, model: str, version: str, digest: str, provider: str) -> None:
-        """A bundle is live no more."""
-        self._bundle.remove(model, version, digest[:12], provider)
+        """Record that a bundle is no longer live."""
+        self._bundle.labels(model, version, digest[:12], provider).set(0)
 
     def changed(self, model: str, change: str, result: str) -> None:
-        """A reload, rollback or the like was `done`, `unchanged` or `refused`."""
+        """Count a change of what is served that was `done`, `unchanged` or `refused`."""
         self._changes.labels(model, change, result).inc()
 
     def shadowed(self, model: str, live: str, shadow: str, *, label: bool) -> None:
-        """A row was seen by a candidate too; `label` says whether their classes differ."""
+        """Count a row that a candidate compared; `label` says whether the classes differ."""
         self._shadow.labels(model, live, shadow).inc()
         if label:
             self._shadow_labels.labels(model).inc()
 
     def shadow_dropped(self, model: str) -> None:
-        """A request was left out of a comparison: the candidate is behind."""
+        """Count a request left out of a comparison because the candidate is behind."""
         self._shadow_missed.labels(model, "dropped").inc()
 
     def shadow_failed(self, model: str) -> None:
-        """A candidate failed on a request."""
+        """Count a request on which a candidate failed."""
         self._shadow_missed.labels(model, "failed").inc()
 
     def audit_dropped(self) -> None:
-        """An audit line could not be written."""
+        """Count an audit line that could not be written."""
         self._dropped.inc()
 
-    def drift(self, model: str, evidence: Callable[[], float]) -> None:
-        """Read the evidence against calibration whenever metrics are scraped."""
-        self._drift.labels(model).set_function(evidence)
+    def drift(self, model: str, evidence: float) -> None:
+        """Record the evidence against calibration."""
+        self._child(self._drift, model).set(evidence)
 
     def quarantined(self, state: str, rows: int) -> None:
-        """Rows were `stored` or `dropped`."""
+        """Count rows that were `stored` or `dropped`."""
         self._quarantined.labels(state).inc(rows)
 
-    def quarantine_queue(self, rows: Callable[[], float]) -> None:
-        """Read how many rows wait whenever metrics are scraped."""
-        self._quarantine_queue.set_function(rows)
-        for state in ("stored", "dropped"):
-            self._quarantined.labels(state)
+    def quarantine_queue(self, rows: int) -> None:
+        """Record how many rows wait to be stored."""
+        self._quarantine_queue.set(rows)
 
     def ready(self, ready: bool) -> None:
-        """Readiness changed."""
+        """Record readiness."""
         self._ready.set(1.0 if ready else 0.0)

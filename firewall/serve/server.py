@@ -1,103 +1,144 @@
-"""Puts a server together, and takes it apart without losing a request."""
+"""Put the ports of a server together, and take them apart without losing a request."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
-from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
-from firewall.serve.admission import Admission
-from firewall.serve.boundary import Boundary
-from firewall.serve.grpc_transport import GrpcTransport
-from firewall.serve.http import HttpServer
-from firewall.serve.metrics import Metrics
-from firewall.serve.models import Models
-from firewall.serve.own_transport import OwnTransport
-from firewall.serve.services import (
+from firewall.decoding.pool import DecodingPool
+from firewall.serve.admission import AdmissionController
+from firewall.serve.auth import Authenticator
+from firewall.serve.context import RequestIds
+from firewall.serve.data_plane import DataPlane
+from firewall.serve.grpc_api import (
     NATIVE,
     OPEN_INFERENCE,
     FirewallService,
+    GrpcMethods,
     OpenInferenceService,
-    named,
 )
+from firewall.serve.grpc_health import MAX_WATCHES, SIDE_CALLS, HealthState, SideServices
+from firewall.serve.grpc_server import BUSY_MESSAGE_TIMEOUT, MESSAGE_TIMEOUT, GrpcServer
+from firewall.serve.metrics import Metrics
+from firewall.serve.operations_http import operations_application
+from firewall.serve.pipeline import RequestPipeline
+from firewall.serve.receive import MessageReceiver
+from firewall.serve.repository import ModelRepository
+from firewall.serve.rest_api import RestApi
+from firewall.serve.rest_server import RestServer
 from firewall.serve.settings import Settings
+from firewall.serve.tensors import Limits
+from firewall.serve.tls import authority
 from firewall.serve.tracing import Tracer
-from firewall.serve.transport import Callee, Transport
-from firewall.wire import firewall_pb2, open_inference_pb2
 
-__all__ = ["Server", "Settings"]
-
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-#: Seconds between looks at classifiers elsewhere.
-_FOLLOW = 0.5
-#: Seconds without a new request after which clients are taken to have gone elsewhere.
-_QUIET = 0.2
-#: Seconds for which new requests are turned away, at most, once running ones have ended.
-_LINGER = 2.0
-_NAMES = (NATIVE.full_name, OPEN_INFERENCE.full_name)
+#: Seconds between two looks at the readiness of upstream classifiers.
+_READINESS_PERIOD = 0.5
+#: Seconds without a new request after which clients have gone elsewhere, and for which requests
+#: are turned away at most once running ones have ended.
+_QUIET, _LINGER = 0.2, 2.0
+_SERVICES = (NATIVE.full_name, OPEN_INFERENCE.full_name)
 
 
 class Server:
-    """Both services, health, reflection and HTTP over one set of models."""
+    """gRPC, REST and operations over one set of models."""
 
     def __init__(
-        self, models: Models, settings: Settings, metrics: Metrics, tracer: Tracer | None = None
+        self,
+        repository: ModelRepository,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        authenticator: Authenticator | None = None,
+        tracer: Tracer | None = None,
+        shared_ports: bool = False,
     ) -> None:
         """Bind every port. Nothing is ready before `start`.
+
+        Args:
+            repository: the models.
+            settings: of the server.
+            metrics: of the server.
+            authenticator: names clients; by address when None.
+            tracer: of requests.
+            shared_ports: whether other workers listen on the gRPC and REST ports.
 
         Raises:
             ConfigError: a port cannot be bound.
 
         """
-        self._models = models
-        self._settings = settings
-        self._metrics = metrics
+        self._repository, self._settings, self._metrics = repository, settings, metrics
         self._draining = threading.Event()
-        #: Readiness, as it was last told.
-        self._said = False
-        self._health = health.HealthServicer()
-        # The stock servicer starts as SERVING.
-        self._set_health(_NOT_SERVING)
-        make = OwnTransport if settings.transport == "http2" else GrpcTransport
-        self._transport: Transport = make(
-            Callee(
-                methods=named(NATIVE, FirewallService(models, settings.limits).raw_methods())
-                | named(
-                    OPEN_INFERENCE, OpenInferenceService(models, settings.limits).raw_methods()
-                ),
-                stock=self._add_stock,
-                boundary=lambda room: Boundary(
-                    room,
-                    metrics,
-                    self._draining.is_set,
-                    backlog=settings.backlog,
-                    max_wait=settings.max_wait,
-                    behind=lambda: models.backlog_seconds,
-                    identity=settings.identity,
-                    admission=Admission(
-                        settings.threads, rate=settings.client_rate, burst=settings.client_burst
-                    ),
-                    tracer=tracer,
-                    secure=settings.tls is not None,
-                ),
-                draining=self._draining.is_set,
+        self._announced = False
+        self._receiver = MessageReceiver()
+        self._decoding = DecodingPool(
+            decoding_memory=settings.decoding_memory,
+            max_wait=settings.max_wait,
+            decoding_timeout=settings.decoding_timeout,
+            max_pixels=settings.max_pixels,
+        )
+        limits = Limits(rows=settings.max_rows)
+        plane = DataPlane(repository, limits, self._decoding, settings.pad_latency)
+        self._admission = AdmissionController(
+            settings.max_requests,
+            rate=settings.client_rate,
+            burst=settings.client_burst,
+            max_wait=settings.max_wait,
+            backlog_seconds=lambda: repository.backlog_seconds,
+        )
+        pipeline = RequestPipeline(
+            authenticator or Authenticator(),
+            self._admission,
+            metrics,
+            self._draining.is_set,
+            RequestIds(),
+            tracer,
+        )
+        self._health = HealthState(_SERVICES)
+        methods = GrpcMethods(pipeline, self._receiver, self._message_timeout)
+        self._grpc = GrpcServer(
+            (
+                methods.handler(NATIVE, FirewallService(plane)),
+                methods.handler(OPEN_INFERENCE, OpenInferenceService(plane)),
+                *SideServices(self._health, self._receiver, _SERVICES).handlers,
             ),
-            settings,
+            address=authority(settings.host, settings.grpc_port),
+            flag="--grpc-port",
+            credentials=settings.tls,
+            max_message_bytes=settings.max_message_bytes,
+            threads=settings.max_requests + SIDE_CALLS + MAX_WATCHES,
+            shared_port=shared_ports,
         )
-        self.port: int = self._transport.port
-        self._http = HttpServer(
-            settings.http_host or settings.host, settings.http_port, metrics.registry, self.ready
+        self.grpc_port = self._grpc.port
+        self._rest_threads = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="rest")
+        api = RestApi(
+            plane,
+            pipeline,
+            self._rest_threads,
+            max_body_bytes=settings.max_message_bytes,
+            body_timeout=self._message_timeout,
         )
-        self.http_port = self._http.port
+        self._rest = RestServer(
+            api.application(),
+            host=settings.host,
+            port=settings.rest_port,
+            flag="--rest-port",
+            credentials=settings.tls,
+            shared_port=shared_ports,
+        )
+        self.rest_port = self._rest.port
+        self._operations = RestServer(
+            operations_application(metrics.registry, self.ready),
+            host=settings.operations_host,
+            port=settings.operations_port,
+            flag="--operations-port",
+            credentials=None,
+        )
+        self.operations_port = self._operations.port
 
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return self._models.ready and not self._draining.is_set()
+        return self._repository.ready and not self._draining.is_set()
 
     def start(self) -> None:
         """Listen, run every model's self-test, and then say SERVING.
@@ -107,28 +148,18 @@ class Server:
 
         """
         self._metrics.ready(False)
-        self._transport.start()
+        self._operations.start()
+        self._grpc.start()
+        self._rest.start()
         try:
-            for slot in self._models:
-                slot.live.self_test()
+            for entry in self._repository:
+                entry.live.self_test()
         except BaseException:
             self.stop(grace=0.0)
             raise
-        self._follow()
-        if any(slot.live.remote for slot in self._models):
-            threading.Thread(target=self._follows, name="readiness", daemon=True).start()
-
-    def _follows(self) -> None:
-        """Readiness of classifiers elsewhere, which come and go."""
-        while not self._draining.wait(_FOLLOW):
-            self._follow()
-
-    def _follow(self) -> None:
-        ready = self.ready()
-        if ready is not self._said:
-            self._said = ready
-            self._set_health(_SERVING if ready else _NOT_SERVING)
-            self._metrics.ready(ready)
+        self._announce()
+        if any(entry.live.upstream is not None for entry in self._repository):
+            threading.Thread(target=self._follow_upstreams, name="readiness", daemon=True).start()
 
     def stop(self, grace: float | None = None) -> None:
         """Refuse new requests, let running ones end, and free the ports.
@@ -139,46 +170,46 @@ class Server:
         """
         self._draining.set()
         self._metrics.ready(False)
-        self._health.enter_graceful_shutdown()
+        self._health.shut_down()
         end = time.monotonic() + (self._settings.grace if grace is None else grace)
         self._turn_away(end)
-        self._transport.stop(max(0.0, end - time.monotonic()))
-        self._http.close()
-        self._models.close()
+        self._rest.stop(max(0.0, end - time.monotonic()))
+        self._grpc.stop(max(0.0, end - time.monotonic()), lambda: not self._admission.running)
+        self._rest_threads.shutdown(wait=True, cancel_futures=True)
+        self._receiver.close()
+        self._operations.stop(0.0)
+        self._decoding.close()
+        self._repository.close()
+
+    def _message_timeout(self) -> float:
+        """Seconds that a message may take to arrive: few once other requests wait for its place."""
+        busy = 4 * self._admission.running >= 3 * self._settings.max_requests
+        return BUSY_MESSAGE_TIMEOUT if busy or self._draining.is_set() else MESSAGE_TIMEOUT
+
+    def _follow_upstreams(self) -> None:
+        """Follow the readiness of upstream classifiers, which come and go."""
+        while not self._draining.wait(_READINESS_PERIOD):
+            self._announce()
+
+    def _announce(self) -> None:
+        ready = self.ready()
+        if ready is not self._announced:
+            self._announced = ready
+            self._health.set(ready)
+            self._metrics.ready(ready)
 
     def _turn_away(self, end: float) -> None:
-        """Answer what runs and say UNAVAILABLE to what comes, until nothing comes any more.
+        """Answer running requests and turn away new ones, until no more come.
 
-        A request that meets gRPC's own shutdown on its way in is reset, and its client sees
-        CANCELLED, which nobody retries.
+        A call that meets gRPC's own shutdown on its way in is reset, and its client sees CANCELLED,
+        which nobody retries; turned away by us it sees UNAVAILABLE.
         """
         idle_since: float | None = None
         while (now := time.monotonic()) < end:
             if idle_since is None:
-                # Seen idle once is enough: what runs after that is refusals.
-                if self._transport.boundary.idle:
+                # Idle once is enough: what is in progress after that is refusals.
+                if not self._admission.running:
                     idle_since = now
-            elif now - idle_since > _LINGER or now - self._transport.boundary.last_arrival > _QUIET:
+            elif now - idle_since > _LINGER or now - self._admission.last_arrival > _QUIET:
                 return
             time.sleep(0.02)
-
-    def _add_stock(self, server: Any) -> None:
-        """GRPC's own services, to a server or to what takes them like one."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (*_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server, _pool())
-
-    def _set_health(self, status: int) -> None:
-        for name in ("", *_NAMES):
-            self._health.set(name, status)
-
-
-def _pool() -> DescriptorPool:
-    """Descriptors of everything that is served: ours live in a pool of our own."""
-    pool = DescriptorPool()
-    for module in (firewall_pb2, open_inference_pb2, health_pb2):
-        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    from grpc_reflection.v1alpha import reflection_pb2
-
-    pool.AddSerializedFile(reflection_pb2.DESCRIPTOR.serialized_pb)
-    return pool

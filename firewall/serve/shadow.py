@@ -1,7 +1,7 @@
-"""A candidate guard that sees live traffic and answers nobody.
+"""A candidate guard that sees a share of the live traffic and answers nobody.
 
-It runs in a thread of its own, behind a bounded queue, on a share of the requests. What does not
-fit is left out and counted: live answers wait for nothing.
+It runs in a thread of its own behind a bounded queue. Requests that do not fit the queue are left
+out and counted, so that live answers never wait.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.screening.verdict import Answer
+from firewall.serve.context import RequestContext
 from firewall.serve.metrics import Metrics
 
 if TYPE_CHECKING:
-    from firewall.serve.runtime import ServedModel
+    from firewall.serve.model import ServedModel
 
 log = logging.getLogger(__name__)
 
 #: Requests that wait for the candidate at most.
-_BACKLOG = 64
+MAX_QUEUED_REQUESTS = 64
 
 _Work = tuple[npt.NDArray[Any], Answer, str]
 
 
 class Shadow:
-    """Compares a candidate with what was answered."""
+    """Compares a candidate's verdicts and classes with the live ones."""
 
     def __init__(self, candidate: ServedModel, percent: float, metrics: Metrics) -> None:
         """Start the thread.
@@ -45,7 +46,7 @@ class Shadow:
         """
         self.candidate, self.percent = candidate, percent
         self._metrics = metrics
-        self._queue: queue.Queue[_Work | None] = queue.Queue(_BACKLOG)
+        self._queue: queue.Queue[_Work | None] = queue.Queue(MAX_QUEUED_REQUESTS)
         self._stopped = threading.Event()
         #: Rows by the two verdicts, live and candidate's.
         self.verdicts: Counter[tuple[str, str]] = Counter()
@@ -56,27 +57,27 @@ class Shadow:
 
     @property
     def rows(self) -> int:
-        """Rows that were compared."""
+        """Rows compared so far."""
         return sum(self.verdicts.values())
 
     @property
     def differing(self) -> int:
-        """Of them, those on which the verdicts differ."""
+        """Compared rows on which the verdicts differ."""
         return sum(count for (live, other), count in self.verdicts.items() if live != other)
 
-    def offer(self, wire: npt.NDArray[Any], answer: Answer, client: str) -> None:
-        """Take a request that was answered, perhaps."""
+    def observe(self, rows: npt.NDArray[Any], answer: Answer, context: RequestContext) -> None:
+        """Queue a share of the answered requests for comparison."""
         if self._stopped.is_set() or random.random() * 100 >= self.percent:
             return
         try:
             # A copy: the batch is a view of the whole message.
-            self._queue.put_nowait((wire.copy(), answer, client))
+            self._queue.put_nowait((rows.copy(), answer, context.client))
         except queue.Full:
             self.dropped += 1
             self._metrics.shadow_dropped(self.candidate.name)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Compare no more."""
+        """Stop comparing."""
         self._stopped.set()
         # When it is full, the thread looks at the event after what it has in hand.
         with contextlib.suppress(queue.Full):
@@ -87,14 +88,14 @@ class Shadow:
         while (work := self._queue.get()) is not None and not self._stopped.is_set():
             try:
                 self._compare(*work)
-            except Exception:  # whatever it is, nobody waits for it
+            except Exception:  # a failing candidate must not end the comparison
                 log.exception("the shadow of %s failed on a request", self.candidate.name)
                 self.failed += 1
                 self._metrics.shadow_failed(self.candidate.name)
 
-    def _compare(self, wire: npt.NDArray[Any], answer: Answer, client: str) -> None:
+    def _compare(self, rows: npt.NDArray[Any], answer: Answer, client: str) -> None:
         guard = self.candidate.guard
-        other = guard.screen(wire, (guard.plan(client),) * len(wire))
+        other = guard.screen(rows, (guard.plan(client),) * len(rows))
         differs = np.argmax(answer.outputs, axis=1) != np.argmax(other.outputs, axis=1)
         for row, (live, mine) in enumerate(zip(answer.decisions, other.decisions, strict=True)):
             verdicts = (live.verdict.value, mine.verdict.value)

@@ -1,20 +1,17 @@
-"""TLS of our ports, with certificates that are read again when they change."""
+"""TLS of the server's ports, with certificates that are read again when they change."""
 
 from __future__ import annotations
 
 import ipaddress
-import logging
 import ssl
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from firewall.errors import ConfigError
-
-log = logging.getLogger(__name__)
+from firewall.reloaded import Reloaded
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Credentials:
     def of(
         cls, certificate: Path | None, key: Path | None, clients: Path | None, prefix: str
     ) -> Credentials | None:
-        """What a command was given; None is without TLS.
+        """Credentials of the files that were given; None means plain text.
 
         Args:
             certificate: a file.
@@ -57,12 +54,10 @@ class Credentials:
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Files:
     key: bytes
     certificate: bytes
     clients: bytes | None
-    #: The same as `ssl` takes it: what HTTP/2 asks for (RFC 9113, section 9.2).
-    context: ssl.SSLContext = field(compare=False)
 
     def configuration(self) -> Any:
         return grpc.ssl_server_certificate_configuration(
@@ -71,72 +66,62 @@ class _Read:
 
 
 class Reader:
-    """Reads the files when a connection comes in and one of them has changed.
-
-    What cannot be used, such as a certificate whose key has not been written yet, leaves the one
-    before in use and is said in the log, once.
-    """
+    """Gives a port's certificates, as they are in their files now."""
 
     def __init__(self, credentials: Credentials) -> None:
-        """Read.
+        """Read the files.
 
         Raises:
             ConfigError: a file cannot be read or used.
 
         """
         self._credentials = credentials
-        self._lock = threading.Lock()
-        self._seen = self._signature()
-        self._read = _read(credentials)
+        one = credentials
+        paths = [path for path in (one.certificate, one.key, one.clients) if path is not None]
+        self._given = _read(credentials)
+        self._context = _http_context(credentials)
+        self._files = Reloaded(paths, self._read)
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """As gRPC takes it."""
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """As gRPC takes them; it asks for what is new at every handshake."""
         return grpc.dynamic_ssl_server_credentials(
-            self._read.configuration(),
-            self.changed,
+            self._given.configuration(),
+            self._changed,
             require_client_authentication=self._credentials.clients is not None,
         )
 
-    def context(self) -> ssl.SSLContext:
-        """For a new connection that speaks HTTP/2, by the files as they are now. Never raises."""
-        self.changed()
-        return self._read.context
+    def http_context(self) -> ssl.SSLContext:
+        """As HTTP servers take them. The context is kept when the files change: its chain is loaded
+        again, and new connections are shown the new one.
+        """
+        return self._context
 
-    def changed(self) -> Any:
-        """What is new since it was last asked; None when nothing is. Never raises: gRPC asks."""
-        with self._lock:
-            try:
-                seen = self._signature()
-                if seen == self._seen:
-                    return None
-                self._seen = seen
-                read = _read(self._credentials)
-            except (ConfigError, OSError) as error:
-                log.error("TLS: %s; what was read before stays in use", error)
-                return None
-            if read == self._read:
-                return None
-            self._read = read
-            log.info("TLS: the certificate was read again")
-            return read.configuration()
+    def refresh(self) -> None:
+        """Look at the files, for servers that do not ask."""
+        self._files.current()
 
-    def _signature(self) -> tuple[tuple[int, int, int], ...]:
-        one = self._credentials
-        return tuple(
-            (status.st_mtime_ns, status.st_size, status.st_ino)
-            for path in (one.certificate, one.key, one.clients)
-            if path is not None and (status := _stat(path))
-        )
+    def _changed(self) -> Any:
+        """What is new since gRPC last asked; None when nothing is. Never raises."""
+        files = self._files.current()
+        if files == self._given:
+            return None
+        self._given = files
+        return files.configuration()
+
+    def _read(self) -> _Files:
+        files = _read(self._credentials)
+        _load(self._context, self._credentials)
+        return files
 
 
 def bind(server: grpc.Server, address: str, credentials: Credentials | None, flag: str) -> int:
-    """Bind a server's port, with TLS or without; returns the port.
+    """Bind a gRPC server's port; returns the port.
 
     Raises:
         ConfigError: it cannot be bound, or the files cannot be used.
 
     """
-    secret = None if credentials is None else Reader(credentials).credentials()
+    secret = None if credentials is None else Reader(credentials).grpc_credentials()
     try:
         if secret is None:
             return int(server.add_insecure_port(address))
@@ -160,43 +145,54 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-def _stat(path: Path) -> Any:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+def _read(credentials: Credentials) -> _Files:
+    """Read the files and check that they belong together.
 
+    Raises:
+        ConfigError: a file cannot be read or used.
 
-def _read(credentials: Credentials) -> _Read:
-    """Checked: the key is the certificate's, and the authorities are some."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    context.set_alpn_protocols(["h2"])
-    read = _Read(
+    """
+    read = _Files(
         _bytes(credentials.key),
         _bytes(credentials.certificate),
         None if credentials.clients is None else _bytes(credentials.clients),
-        context,
     )
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), credentials)
+    return read
+
+
+def _http_context(credentials: Credentials) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    _load(context, credentials)
+    return context
+
+
+def _load(context: ssl.SSLContext, credentials: Credentials) -> None:
+    """Load certificate, key and authorities into a context.
+
+    Raises:
+        ConfigError: they are not what they should be.
+
+    """
     try:
-        # A password would be asked for on the terminal, and a server has none.
+        # OpenSSL would ask for a password on the terminal, and a server has none.
         context.load_cert_chain(credentials.certificate, credentials.key, password=lambda: b"")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ConfigError(
             f"{credentials.certificate}: not a certificate in PEM whose key without a password is "
             f"{credentials.key}"
         ) from error
-    if read.clients is not None:
-        try:
-            context.load_verify_locations(cadata=read.clients.decode("ascii"))
-            context.verify_mode = ssl.CERT_REQUIRED
-        except (ssl.SSLError, ValueError) as error:
-            raise ConfigError(
-                f"{credentials.clients}: not certificates of authorities in PEM"
-            ) from error
-    return read
+    if credentials.clients is None:
+        return
+    try:
+        context.load_verify_locations(cadata=_bytes(credentials.clients).decode("ascii"))
+        context.verify_mode = ssl.CERT_REQUIRED
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"{credentials.clients}: not certificates of authorities in PEM"
+        ) from error
 
 
 def _bytes(path: Path) -> bytes:

@@ -16,7 +16,7 @@ import grpc
 
 from firewall import __version__
 from firewall.errors import ConfigError
-from firewall.serve.call import Call
+from firewall.serve.context import RequestContext
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Span, TracerProvider
@@ -27,7 +27,7 @@ _CONTEXT_KEYS = ("traceparent", "tracestate")
 
 
 class Trace(Protocol):
-    """Of one request.
+    """The trace of one request.
 
     Attributes:
         context: as W3C metadata, for a classifier elsewhere.
@@ -36,22 +36,22 @@ class Trace(Protocol):
 
     context: tuple[tuple[str, str], ...]
 
-    def end(self, call: Call, code: str) -> None:
-        """It was answered with a gRPC status."""
+    def end(self, context: RequestContext, code: str) -> None:
+        """End the trace with the name of a gRPC status."""
 
 
 class Tracer(Protocol):
-    """Makes them."""
+    """Begins traces."""
 
     def begin(self, service: str, method: str, metadata: Mapping[str, Any]) -> Trace:
-        """A request came; `metadata` may say of which trace it is."""
+        """Begin the trace of a request, or go on with the one that its metadata names."""
 
     def close(self) -> None:
-        """Send what waits."""
+        """Send the spans that wait."""
 
 
 class OpenTelemetry:
-    """Traces by the SDK, over OTLP."""
+    """Sends traces by OpenTelemetry's SDK, over OTLP."""
 
     def __init__(self) -> None:
         """Connect lazily.
@@ -78,7 +78,7 @@ class OpenTelemetry:
         self._tracer = self._provider.get_tracer("firewall", __version__)
 
     def begin(self, service: str, method: str, metadata: Mapping[str, Any]) -> Trace:
-        """As the protocol says."""
+        """See `Tracer`."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -95,7 +95,7 @@ class OpenTelemetry:
         return _Trace(self._tracer, span, propagator)
 
     def close(self) -> None:
-        """As the protocol says."""
+        """See `Tracer`."""
         self._provider.shutdown()
 
 
@@ -109,14 +109,14 @@ class _Trace:
         propagator.inject(carrier, self._parent)
         self.context = tuple(carrier.items())
 
-    def end(self, call: Call, code: str) -> None:
+    def end(self, context: RequestContext, code: str) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
         span = self._span
         if span.is_recording():
             # Stages were timed on the clock that never jumps.
             origin = time.time_ns() - time.perf_counter_ns()
-            for stage in call.spans:
+            for stage in context.spans:
                 self._tracer.start_span(
                     stage.name,
                     context=self._parent,
@@ -124,7 +124,7 @@ class _Trace:
                     start_time=origin + int(stage.start * 1e9),
                 ).end(origin + int(stage.end * 1e9))
             span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
-            span.set_attribute("firewall.request_id", call.request_id)
+            span.set_attribute("firewall.request_id", context.request_id)
             if code in _FAILED:
                 span.set_status(Status(StatusCode.ERROR))
         span.end()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _pool.AddSerializedFile(b'\n\x0b\x61\x64min.proto\x12\x0b\x66irewall.v1\"\x0f\n\rStatusRequest\":\n\x0eStatusResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.firewall.v1.ModelStatus\"\x96\x02\n\x0bModelStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12\x1b\n\x13\x66\x61lse_positive_rate\x18\x07 \x01(\x01\x12\r\n\x05ready\x18\x08 \x01(\x08\x12(\n\x06\x62\x65\x66ore\x18\t \x01(\x0b\x32\x13.firewall.v1.ChangeH\x00\x88\x01\x01\x12.\n\x06shadow\x18\n \x01(\x0b\x32\x19.firewall.v1.ShadowStatusH\x01\x88\x01\x01\x12\x0f\n\x07\x63hanged\x18\x0b \x01(\x08\x42\t\n\x07_beforeB\t\n\x07_shadow\"9\n\x06\x43hange\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\"\xb5\x01\n\x0cShadowStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\x17\n\x0fverdicts_differ\x18\x05 \x01(\x04\x12\x15\n\rlabels_differ\x18\x06 \x01(\x04\x12\x14\n\x0cwould_refuse\x18\x07 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x08 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\t \x01(\x04\",\n\rReloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\"/\n\x10SetPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04toml\x18\x02 \x01(\t\"B\n\x12StartShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\"%\n\x14PromoteShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\"\n\x11\x44ropShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\"y\n\x15ListQuarantineRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\x15\n\x08reviewed\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\x03\x42\x0b\n\t_reviewed\"C\n\x16ListQuarantineResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.firewall.v1.QuarantinedRow\"#\n\x15GetQuarantinedRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"4\n\x17LabelQuarantinedRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\r\n\x05label\x18\x02 \x01(\t\"%\n\x13\x46orgetClientRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\"$\n\x14\x46orgetClientResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x03\"\xc4\x03\n\x0eQuarantinedRow\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0b\n\x03row\x18\x04 \x01(\r\x12\x0e\n\x06\x63lient\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0e\n\x06\x62undle\x18\x08 \x01(\t\x12\x0e\n\x06policy\x18\t \x01(\t\x12\x0f\n\x07verdict\x18\n \x01(\t\x12\x0f\n\x07reasons\x18\x0b \x03(\t\x12?\n\nstatistics\x18\x0c \x03(\x0b\x32+.firewall.v1.QuarantinedRow.StatisticsEntry\x12\x14\n\x07p_value\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04said\x18\x0e \x01(\r\x12\x12\n\x05label\x18\x0f \x01(\tH\x01\x88\x01\x01\x12\x10\n\x08reviewer\x18\x10 \x01(\t\x12\x10\n\x08reviewed\x18\x11 \x01(\t\x12\x0f\n\x07sampled\x18\x12 \x01(\x08\x12\x0b\n\x03png\x18\x13 \x01(\x0c\x1a\x31\n\x0fStatisticsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_p_valueB\x08\n\x06_label2\xeb\x06\n\x0c\x41\x64minService\x12\x43\n\x06Status\x12\x1a.firewall.v1.StatusRequest\x1a\x1b.firewall.v1.StatusResponse\"\x00\x12@\n\x06Reload\x12\x1a.firewall.v1.ReloadRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12\x44\n\x08Rollback\x12\x1c.firewall.v1.RollbackRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12\x46\n\tSetPolicy\x12\x1d.firewall.v1.SetPolicyRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12J\n\x0bStartShadow\x12\x1f.firewall.v1.StartShadowRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12N\n\rPromoteShadow\x12!.firewall.v1.PromoteShadowRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12H\n\nDropShadow\x12\x1e.firewall.v1.DropShadowRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12[\n\x0eListQuarantine\x12\".firewall.v1.ListQuarantineRequest\x1a#.firewall.v1.ListQuarantineResponse\"\x00\x12S\n\x0eGetQuarantined\x12\".firewall.v1.GetQuarantinedRequest\x1a\x1b.firewall.v1.QuarantinedRow\"\x00\x12W\n\x10LabelQuarantined\x12$.firewall.v1.LabelQuarantinedRequest\x1a\x1b.firewall.v1.QuarantinedRow\"\x00\x12U\n\x0c\x46orgetClient\x12 .firewall.v1.ForgetClientRequest\x1a!.firewall.v1.ForgetClientResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _pool.AddSerializedFile(b'\n\x0b\x61\x64min.proto\x12\x0b\x66irewall.v1\"\x0f\n\rStatusRequest\":\n\x0eStatusResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.firewall.v1.ModelStatus\"\x96\x02\n\x0bModelStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12\x1b\n\x13\x66\x61lse_positive_rate\x18\x07 \x01(\x01\x12\r\n\x05ready\x18\x08 \x01(\x08\x12(\n\x06\x62\x65\x66ore\x18\t \x01(\x0b\x32\x13.firewall.v1.ChangeH\x00\x88\x01\x01\x12.\n\x06shadow\x18\n \x01(\x0b\x32\x19.firewall.v1.ShadowStatusH\x01\x88\x01\x01\x12\x0f\n\x07\x63hanged\x18\x0b \x01(\x08\x42\t\n\x07_beforeB\t\n\x07_shadow\"9\n\x06\x43hange\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\"\xb5\x01\n\x0cShadowStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\x17\n\x0fverdicts_differ\x18\x05 \x01(\x04\x12\x15\n\rlabels_differ\x18\x06 \x01(\x04\x12\x14\n\x0cwould_refuse\x18\x07 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x08 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\t \x01(\x04\"E\n\rReloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x17\n\x0f\x61llow_downgrade\x18\x03 \x01(\x08\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\"/\n\x10SetPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04toml\x18\x02 \x01(\t\"B\n\x12StartShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\"%\n\x14PromoteShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\"\n\x11\x44ropShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\"y\n\x15ListQuarantineRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\x15\n\x08reviewed\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\x03\x42\x0b\n\t_reviewed\"C\n\x16ListQuarantineResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.firewall.v1.QuarantinedRow\"#\n\x15GetQuarantinedRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"4\n\x17LabelQuarantinedRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\r\n\x05label\x18\x02 \x01(\t\"%\n\x13\x46orgetClientRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\"$\n\x14\x46orgetClientResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x03\"\xc4\x03\n\x0eQuarantinedRow\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0b\n\x03row\x18\x04 \x01(\r\x12\x0e\n\x06\x63lient\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0e\n\x06\x62undle\x18\x08 \x01(\t\x12\x0e\n\x06policy\x18\t \x01(\t\x12\x0f\n\x07verdict\x18\n \x01(\t\x12\x0f\n\x07reasons\x18\x0b \x03(\t\x12?\n\nstatistics\x18\x0c \x03(\x0b\x32+.firewall.v1.QuarantinedRow.StatisticsEntry\x12\x14\n\x07p_value\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04said\x18\x0e \x01(\r\x12\x12\n\x05label\x18\x0f \x01(\tH\x01\x88\x01\x01\x12\x10\n\x08reviewer\x18\x10 \x01(\t\x12\x10\n\x08reviewed\x18\x11 \x01(\t\x12\x0f\n\x07sampled\x18\x12 \x01(\x08\x12\x0b\n\x03png\x18\x13 \x01(\x0c\x1a\x31\n\x0fStatisticsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_p_valueB\x08\n\x06_label2\xeb\x06\n\x0c\x41\x64minService\x12\x43\n\x06Status\x12\x1a.firewall.v1.StatusRequest\x1a\x1b.firewall.v1.StatusResponse\"\x00\x12@\n\x06Reload\x12\x1a.firewall.v1.ReloadRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12\x44\n\x08Rollback\x12\x1c.firewall.v1.RollbackRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12\x46\n\tSetPolicy\x12\x1d.firewall.v1.SetPolicyRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12J\n\x0bStartShadow\x12\x1f.firewall.v1.StartShadowRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12N\n\rPromoteShadow\x12!.firewall.v1.PromoteShadowRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12H\n\nDropShadow\x12\x1e.firewall.v1.DropShadowRequest\x1a\x18.firewall.v1.ModelStatus\"\x00\x12[\n\x0eListQuarantine\x12\".firewall.v1.ListQuarantineRequest\x1a#.firewall.v1.ListQuarantineResponse\"\x00\x12S\n\x0eGetQuarantined\x12\".firewall.v1.GetQuarantinedRequest\x1a\x1b.firewall.v1.QuarantinedRow\"\x00\x12W\n\x10LabelQuarantined\x12$.firewall.v1.LabelQuarantinedRequest\x1a\x1b.firewall.v1.QuarantinedRow\"\x00\x12U\n\x0c\x46orgetClient\x12 .firewall.v1.ForgetClientRequest\x1a!.firewall.v1.ForgetClientResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,33 +44,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHADOWSTATUS']._serialized_start=446
   _globals['_SHADOWSTATUS']._serialized_end=627
   _globals['_RELOADREQUEST']._serialized_start=629
-  _globals['_RELOADREQUEST']._serialized_end=673
-  _globals['_ROLLBACKREQUEST']._serialized_start=675
-  _globals['_ROLLBACKREQUEST']._serialized_end=707
-  _globals['_SETPOLICYREQUEST']._serialized_start=709
-  _globals['_SETPOLICYREQUEST']._serialized_end=756
-  _globals['_STARTSHADOWREQUEST']._serialized_start=758
-  _globals['_STARTSHADOWREQUEST']._serialized_end=824
-  _globals['_PROMOTESHADOWREQUEST']._serialized_start=826
-  _globals['_PROMOTESHADOWREQUEST']._serialized_end=863
-  _globals['_DROPSHADOWREQUEST']._serialized_start=865
-  _globals['_DROPSHADOWREQUEST']._serialized_end=899
-  _globals['_LISTQUARANTINEREQUEST']._serialized_start=901
-  _globals['_LISTQUARANTINEREQUEST']._serialized_end=1022
-  _globals['_LISTQUARANTINERESPONSE']._serialized_start=1024
-  _globals['_LISTQUARANTINERESPONSE']._serialized_end=1091
-  _globals['_GETQUARANTINEDREQUEST']._serialized_start=1093
-  _globals['_GETQUARANTINEDREQUEST']._serialized_end=1128
-  _globals['_LABELQUARANTINEDREQUEST']._serialized_start=1130
-  _globals['_LABELQUARANTINEDREQUEST']._serialized_end=1182
-  _globals['_FORGETCLIENTREQUEST']._serialized_start=1184
-  _globals['_FORGETCLIENTREQUEST']._serialized_end=1221
-  _globals['_FORGETCLIENTRESPONSE']._serialized_start=1223
-  _globals['_FORGETCLIENTRESPONSE']._serialized_end=1259
-  _globals['_QUARANTINEDROW']._serialized_start=1262
-  _globals['_QUARANTINEDROW']._serialized_end=1714
-  _globals['_QUARANTINEDROW_STATISTICSENTRY']._serialized_start=1643
-  _globals['_QUARANTINEDROW_STATISTICSENTRY']._serialized_end=1692
-  _globals['_ADMINSERVICE']._serialized_start=1717
-  _globals['_ADMINSERVICE']._serialized_end=2592
+  _globals['_RELOADREQUEST']._serialized_end=698
+  _globals['_ROLLBACKREQUEST']._serialized_start=700
+  _globals['_ROLLBACKREQUEST']._serialized_end=732
+  _globals['_SETPOLICYREQUEST']._serialized_start=734
+  _globals['_SETPOLICYREQUEST']._serialized_end=781
+  _globals['_STARTSHADOWREQUEST']._serialized_start=783
+  _globals['_STARTSHADOWREQUEST']._serialized_end=849
+  _globals['_PROMOTESHADOWREQUEST']._serialized_start=851
+  _globals['_PROMOTESHADOWREQUEST']._serialized_end=888
+  _globals['_DROPSHADOWREQUEST']._serialized_start=890
+  _globals['_DROPSHADOWREQUEST']._serialized_end=924
+  _globals['_LISTQUARANTINEREQUEST']._serialized_start=926
+  _globals['_LISTQUARANTINEREQUEST']._serialized_end=1047
+  _globals['_LISTQUARANTINERESPONSE']._serialized_start=1049
+  _globals['_LISTQUARANTINERESPONSE']._serialized_end=1116
+  _globals['_GETQUARANTINEDREQUEST']._serialized_start=1118
+  _globals['_GETQUARANTINEDREQUEST']._serialized_end=1153
+  _globals['_LABELQUARANTINEDREQUEST']._serialized_start=1155
+  _globals['_LABELQUARANTINEDREQUEST']._serialized_end=1207
+  _globals['_FORGETCLIENTREQUEST']._serialized_start=1209
+  _globals['_FORGETCLIENTREQUEST']._serialized_end=1246
+  _globals['_FORGETCLIENTRESPONSE']._serialized_start=1248
+  _globals['_FORGETCLIENTRESPONSE']._serialized_end=1284
+  _globals['_QUARANTINEDROW']._serialized_start=1287
+  _globals['_QUARANTINEDROW']._serialized_end=1739
+  _globals['_QUARANTINEDROW_STATISTICSENTRY']._serialized_start=1668
+  _globals['_QUARANTINEDROW_STATISTICSENTRY']._serialized_end=1717
+  _globals['_ADMINSERVICE']._serialized_start=1742
+  _globals['_ADMINSERVICE']._serialized_end=2617
 # @@protoc_insertion_point(module_scope)

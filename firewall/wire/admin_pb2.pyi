@@ -75,12 +75,14 @@ class ShadowStatus(_message.Message):
     def __init__(self, version: _Optional[str] = ..., bundle: _Optional[str] = ..., percent: _Optional[float] = ..., rows: _Optional[int] = ..., verdicts_differ: _Optional[int] = ..., labels_differ: _Optional[int] = ..., would_refuse: _Optional[int] = ..., dropped: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
-    __slots__ = ("model", "path")
+    __slots__ = ("model", "path", "allow_downgrade")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_DOWNGRADE_FIELD_NUMBER: _ClassVar[int]
     model: str
     path: str
-    def __init__(self, model: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+    allow_downgrade: bool
+    def __init__(self, model: _Optional[str] = ..., path: _Optional[str] = ..., allow_downgrade: bool = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
     __slots__ = ("model",)

@@ -114,28 +114,40 @@ class PredictResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., request_id: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
 
 class ScreenRequest(_message.Message):
-    __slots__ = ("model", "version", "request_id", "input")
+    __slots__ = ("model", "version", "request_id", "input", "pixels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     request_id: str
     input: Input
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., request_id: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ...) -> None: ...
+    pixels: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., request_id: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., pixels: bool = ...) -> None: ...
+
+class ScreenedPixels(_message.Message):
+    __slots__ = ("sha256", "png")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    png: bytes
+    def __init__(self, sha256: _Optional[str] = ..., png: _Optional[bytes] = ...) -> None: ...
 
 class ScreenResponse(_message.Message):
-    __slots__ = ("model", "version", "request_id", "decisions")
+    __slots__ = ("model", "version", "request_id", "decisions", "screened")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    SCREENED_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     request_id: str
     decisions: _containers.RepeatedCompositeFieldContainer[Decision]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., request_id: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ...) -> None: ...
+    screened: _containers.RepeatedCompositeFieldContainer[ScreenedPixels]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., request_id: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., screened: _Optional[_Iterable[_Union[ScreenedPixels, _Mapping]]] = ...) -> None: ...
 
 class CertifyRequest(_message.Message):
     __slots__ = ("model", "version", "request_id", "input")

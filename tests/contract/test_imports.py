@@ -18,6 +18,7 @@ PLUGINS = Path(firewall_plugins.__file__).parent
 #: Folder or file -> what it must not import. Prefixes of dotted names.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "errors.py": ("firewall", "grpc", "torch", "numpy"),
+    "validation.py": ("firewall", "grpc", "torch", "numpy"),
     "bundle": ("torch", "grpc", "firewall.screening", "firewall.guard", "firewall.serve",
                "firewall.attack", "firewall.train", "firewall.stages", "firewall.client",
                "firewall.cli", "prometheus_client"),
@@ -40,6 +41,11 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "generate": ("firewall.serve", "firewall.cli", "firewall.demo", "firewall.evaluation", "grpc",
                  "prometheus_client"),
     "demo": ("firewall.serve", "firewall.cli", "grpc"),
+    "decoding": ("torch", "grpc", "onnxruntime", "starlette", "firewall.screening",
+                 "firewall.stages", "firewall.guard", "firewall.serve", "firewall.client",
+                 "firewall.cli", "prometheus_client"),
+    "upstream": ("torch", "starlette", "firewall.stages", "firewall.guard", "firewall.serve",
+                 "firewall.client", "firewall.train", "firewall.cli", "prometheus_client"),
     "monitors": ("firewall.serve", "firewall.client", "firewall.stages", "firewall.train",
                  "firewall.attack", "firewall.guard", "firewall.screening", "firewall.bundle",
                  "firewall.cli", "torch", "onnxruntime", "grpc", "prometheus_client"),
@@ -53,7 +59,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
                "torch", "onnxruntime", "prometheus_client"),
 }  # fmt: skip
 #: Folders of which every module is loaded without torch.
-TORCH_FREE = ("bundle", "screening", "serve", "monitors", "quarantine", "protocol", "client")
+TORCH_FREE = (
+    "bundle", "decoding", "screening", "upstream", "serve", "monitors", "quarantine", "protocol",
+    "client",
+)  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
@@ -100,10 +109,10 @@ def test_monitors_import_no_torch() -> None:
 def test_prometheus_is_known_to_metrics_and_http_alone() -> None:
     knowing = {
         path.name
-        for path in (ROOT / "serve").glob("*.py")
+        for path in (ROOT / "serve").rglob("*.py")
         if any(name.startswith("prometheus_client") for name in imports(path))
     }
-    assert knowing == {"metrics.py", "histogram.py", "http.py", "worker_metrics.py"}
+    assert knowing == {"metrics.py", "operations_http.py", "worker_metrics.py"}
 
 
 @pytest.mark.parametrize("folder", TORCH_FREE)

@@ -62,13 +62,17 @@ def test_a_program_may_hold_tritonclient_and_ours(order: str) -> None:
 
 def test_the_open_inference_messages_are_tritons_on_the_wire() -> None:
     """Field by field against Triton's own descriptors: same names, numbers, types and labels."""
-    from tritonclient.grpc import service_pb2 as triton
+    from tritonclient.grpc import model_config_pb2, service_pb2
 
     from firewall.wire import open_inference_pb2 as ours
 
+    known = {
+        **service_pb2.DESCRIPTOR.message_types_by_name,
+        **model_config_pb2.DESCRIPTOR.message_types_by_name,
+    }
     checked = 0
     for name, message in ours.DESCRIPTOR.message_types_by_name.items():
-        theirs = triton.DESCRIPTOR.message_types_by_name[name]
+        theirs = known[name]
         for field in message.fields:
             other = theirs.fields_by_name[field.name]
             assert (field.number, field.type, field.is_repeated) == (

@@ -18,7 +18,7 @@ def server(
     """One enforcing server for all tests that leave it as it is."""
     with served(
         tiny_path, signer, tmp_path_factory.mktemp("server"),
-        "--false-positive-rate", "0.05", "--max-message", str(MAX_MESSAGE),
+        "--false-positive-rate", "0.05", "--max-message-bytes", str(MAX_MESSAGE),
     ) as running:  # fmt: skip
         yield running
         assert running.process.poll() is None, "the server died during the tests"

@@ -104,7 +104,9 @@ def test_a_refusal_ends_the_trail(server: Served, image: Path, tmp_path: Path) -
 
 def test_transfer_sends_once(net: Path, server: Served, image: Path, tmp_path: Path) -> None:
     def asked() -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as response:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.operations_port}/metrics"
+        ) as response:
             text = response.read().decode()
         return sum(
             sample.value

@@ -14,12 +14,13 @@ from PIL import Image
 from firewall.wire import firewall_pb2 as native
 from firewall.wire import open_inference_pb2 as oip
 from tests.e2e.conftest import MAX_MESSAGE
+from tests.support.image_files import bomb, encoded
 from tests.support.served import Served, call, details
 from tests.support.tiny import wire
-from tests.unit.test_preprocess import bomb, encoded
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 PREDICT = "/firewall.v1.FirewallService/Predict"
+TOP = "outputs[0].parameters['classification']"
 TENSOR = oip.ModelInferRequest.InferInputTensor
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
@@ -77,6 +78,19 @@ def both_contents(request: oip.ModelInferRequest) -> None:
     request.inputs[0].contents.fp32_contents.extend([0.5] * 3072)
 
 
+def output(number: int | None = None, text: str = "", key: str = "classification") -> bytes:
+    """A request for an output with a parameter."""
+
+    def change(request: oip.ModelInferRequest) -> None:
+        parameter = request.outputs.add(name="logits").parameters[key]
+        if number is None:
+            parameter.string_param = text
+        else:
+            parameter.int64_param = number
+
+    return infer(change)
+
+
 def typed(count: int) -> Callable[[oip.ModelInferRequest], None]:
     def change(request: oip.ModelInferRequest) -> None:
         request.ClearField("raw_input_contents")
@@ -111,11 +125,18 @@ CASES: dict[str, tuple[str, bytes, grpc.StatusCode, str, str]] = {
                         "raw_input_contents", "2 entries for one input"),
     "no input": (INFER, infer(lambda r: r.ClearField("inputs")), INVALID, "inputs", "0 tensors"),
     "two inputs": (INFER, infer(lambda r: r.inputs.append(TENSOR(name="b"))), INVALID, "inputs",
-                   "2 tensors; expected one, named 'image'"),
+                   "2 tensors; expected one"),
     "another input": (INFER, field("name", "picture"), INVALID, "inputs[0].name",
                       "'picture'; expected 'image'"),
     "another output": (INFER, infer(lambda r: r.outputs.add(name="probs")), INVALID,
                        "outputs[0].name", "'probs'; expected 'logits'"),
+    "no class": (INFER, output(0), INVALID, TOP, "0; expected at least 1"),
+    "-1 classes": (INFER, output(-1), INVALID, TOP, "-1; expected at least 1"),
+    "11 classes": (INFER, output(11), INVALID, TOP, "11; expected 1 to 10"),
+    "classes in words": (INFER, output(text="3"), INVALID, TOP, "expected an integer"),
+    "shared memory of an output": (INFER, output(text="r", key="shared_memory_region"), INVALID,
+                                   "outputs[0].parameters['shared_memory_region']",
+                                   "is not served"),
     "NaN": (INFER, values(float("nan")), INVALID, "raw_input_contents[0]", "NaN or infinity"),
     "infinity": (INFER, values(float("inf")), INVALID, "raw_input_contents[0]", "NaN or infinity"),
     "over one": (INFER, values(2.0), INVALID, "raw_input_contents[0]",
@@ -139,7 +160,7 @@ CASES: dict[str, tuple[str, bytes, grpc.StatusCode, str, str]] = {
     "a truncated JPEG": (PREDICT, images(jpeg(), encoded(64, 64, "JPEG")[:400]), INVALID,
                          "input.images.encoded[1]", "damaged or truncated"),
     "text for an image": (PREDICT, images(b"hello"), INVALID, "input.images.encoded[0]",
-                          "neither a JPEG nor a PNG"),
+                          "neither a JPEG, a PNG nor a WebP"),
     "a PNG of 20000 x 20000": (PREDICT, images(bomb()), INVALID, "input.images.encoded[0]",
                                "20000 x 20000 pixels"),
     "too many labels": (
@@ -149,8 +170,9 @@ CASES: dict[str, tuple[str, bytes, grpc.StatusCode, str, str]] = {
             input=native.Input(images=native.Images(encoded=[jpeg()])),
         ).SerializeToString(),
         INVALID, "top_k", "11; expected at most 10"),
-    "unknown model, native": (PREDICT, native.PredictRequest(model="x").SerializeToString(),
-                              NOT_FOUND, "", "'x' is not served"),
+    "unknown model, native": (PREDICT, native.PredictRequest(
+                                  model="x", input=native.Input(images=native.Images(encoded=[b""]))
+                              ).SerializeToString(), NOT_FOUND, "", "'x' is not served"),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from firewall.client import Client
 from firewall.client.admin import AdminClient
 from firewall.errors import ConfigError, FirewallError, InvalidInput, NotFound
 from firewall.screening.verdict import Verdict
-from tests.support.served import Served, served
+from tests.support.served import FREE_PORTS, Served, served
 from tests.support.tiny import another, forged, wire
 
 POLICY = "false_positive_rate = 0.05\n"
@@ -36,7 +36,7 @@ def server(
     (folder / "policy.toml").write_text(POLICY)
     with served(
         folder / "live", signer, folder, "--policy", str(folder / "policy.toml"),
-        "--admin-port", "0", "--watch",
+        "--watch",
     ) as running:  # fmt: skip
         yield running
 
@@ -49,7 +49,7 @@ def admin(server: Served) -> Iterator[AdminClient]:
 
 def place(server: Served) -> str:
     [serving] = [one for one in server.events() if one["event"] == "serving"]
-    return f"127.0.0.1:{serving['admin_port']}"
+    return str(serving["admin"])
 
 
 @contextmanager
@@ -117,10 +117,12 @@ def test_reload_and_rollback_fail_no_request(
         done = admin.rollback()
         assert (done.version, done.before.version) == ("1", "2")
         assert admin.rollback().version == "2"
-        assert admin.reload(path=str(live)).version == "1"
+        with pytest.raises(ConfigError, match="version '1' is older than '2'"):
+            admin.reload(path=str(live))
+        assert admin.reload(path=str(live), allow_downgrade=True).version == "1"
     [event] = [one for one in server.events() if one.get("change") == "reload"][:1]
     assert event["event"] == "changed"
-    assert event["who"] == "127.0.0.1"
+    assert event["who"] == "socket"
     assert event["before"]["bundle"] == tiny.digest
     assert event["bundle"] != tiny.digest
 
@@ -159,7 +161,7 @@ def test_a_bad_bundle_leaves_the_old_one_serving_and_says_why(
         admin.reload(path=str(folder))
     assert admin.status()[0].bundle == live
     refused = [one for one in server.events() if one["event"] == "refused"][-1]
-    assert (refused["change"], refused["who"]) == ("reload", "127.0.0.1")
+    assert (refused["change"], refused["who"]) == ("reload", "socket")
     assert words in refused["why"]
 
 
@@ -257,8 +259,6 @@ def test_sighup_reads_everything_again(
             running.process.send_signal(signal.SIGHUP)
             until(lambda: version(running) == "2")
         assert describe(running).mode == "monitor"  # type: ignore[attr-defined]
-        # Without --admin-port there is no port to ask.
-        assert running.events()[0]["admin_port"] is None
         assert running.terminate() == 0
 
 
@@ -294,6 +294,7 @@ def test_the_commands(server: Served, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--admin-port", "0", "--admin-host", "0.0.0.0"], "0.0.0.0 is no loopback address"),
+        (["--admin-port", "0"], "--admin-token-file, or mutual TLS"),
         (["--tls-cert", "x.pem"], "--tls-cert and --tls-key belong together"),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], "cannot be read"),
         (["--tokens", "nothing.toml"], "nothing.toml cannot be read"),
@@ -305,7 +306,7 @@ def test_settings_that_cannot_be_are_one_clear_line(
 ) -> None:
     key = tmp_path / "signer.pub"
     key.write_text(signer.public)
-    common = ["serve", str(tiny_path), "--trust", str(key), "--port", "0", "--http-port", "0",
+    common = ["serve", str(tiny_path), "--trust", str(key), *FREE_PORTS,
               "--false-positive-rate", "0.05"]  # fmt: skip
     done = CliRunner().invoke(app, [*common, *options])
     assert isinstance(done.exception, ConfigError)

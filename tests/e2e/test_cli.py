@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from firewall.bundle.signing import Signer
+from firewall.decoding.pixels import pixels_hash
 from tests.support.command import command
 from tests.support.served import Served
 from tests.support.tiny import forged, pixels, wire
@@ -79,6 +80,29 @@ def test_screen_reads_images_folders_and_arrays_and_survives_bad_ones(
     assert "no array named 'x'" in by_path[str(wrong)]["error"]
     assert "No such file" in by_path[str(tmp_path / "none.png")]["error"]
     assert done.returncode == 1
+
+
+def test_screen_prints_the_hash_of_what_it_saw_and_writes_it(
+    tiny_path: Path, trust: list[str], policy: list[str], tmp_path: Path
+) -> None:
+    shown = pixels(1, 20)[0]
+    same, larger = saved(tmp_path / "a.png", shown), tmp_path / "b.png"
+    Image.fromarray(shown).resize((90, 70)).save(larger)
+    integers, floats = tmp_path / "integers.npz", tmp_path / "floats.npz"
+    np.savez(integers, x=shown[None])
+    np.savez(floats, x=wire(1, 20))
+    folder = tmp_path / "screened"
+    paths = [same, str(larger), str(integers), str(floats)]
+    done = run(
+        "screen", *paths, "--pixels", str(folder), "--bundle", str(tiny_path), *trust, *policy
+    )
+    hashes = [json.loads(line)["pixels_sha256"] for line in done.stdout.splitlines()]
+    assert hashes[0] == hashes[2] == pixels_hash(shown)
+    assert hashes[3] is None
+    assert {path.name for path in folder.iterdir()} == {f"{hashes[0]}.png", f"{hashes[1]}.png"}
+    assert np.array_equal(np.asarray(Image.open(folder / f"{hashes[0]}.png")), shown)
+    written = np.asarray(Image.open(folder / f"{hashes[1]}.png"))
+    assert pixels_hash(written) == hashes[1]
 
 
 def test_screen_and_the_server_agree(

@@ -75,7 +75,7 @@ def half_sent(server: Served) -> Iterator[HalfSent]:
 
 def started(server: Served) -> float:
     """Calls of Predict that were begun: whose message has come, or will not."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.operations_port}/metrics") as page:
         families = text_string_to_metric_families(page.read().decode())
     return sum(
         sample.value

@@ -17,7 +17,7 @@ from firewall.errors import Refused
 from firewall.screening.policy import Policy
 from firewall.screening.verdict import Verdict
 from tests.support.redis import Redis
-from tests.support.served import Served, served
+from tests.support.served import FREE_PORTS, Served, served
 from tests.support.tiny import pixels, wire
 
 POLICY = """
@@ -164,7 +164,7 @@ def test_a_monitor_that_cannot_be_is_one_clear_line(
     (tmp_path / "policy.toml").write_text(text)
     done = CliRunner().invoke(
         app,
-        ["serve", str(tiny_path), "--trust", str(tmp_path / "signer.pub"), "--port", "0",
-         "--http-port", "0", "--policy", str(tmp_path / "policy.toml")],
+        ["serve", str(tiny_path), "--trust", str(tmp_path / "signer.pub"), *FREE_PORTS,
+         "--policy", str(tmp_path / "policy.toml")],
     )  # fmt: skip
     assert words in str(done.exception)

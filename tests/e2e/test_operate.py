@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -23,21 +25,18 @@ from firewall.bundle.signing import Signer
 from firewall.bundle.store import Bundle
 from firewall.client import Client
 from firewall.errors import FirewallError, NotReady, Overloaded
-from firewall.screening.load import load_guard
-from firewall.screening.policy import Policy
-from firewall.screening.verdict import Answer, Verdict
+from firewall.screening.verdict import Verdict
 from firewall.serve.audit import Audit
-from firewall.serve.metrics import Metrics
-from firewall.serve.models import Models
-from firewall.serve.runtime import ServedModel
-from firewall.serve.server import Server, Settings
-from tests.support.served import Served, served
+from firewall.serve.grpc_health import MAX_WATCHES
+from firewall.serve.server import Server
+from tests.support.in_process import held_model, make_server, started
+from tests.support.served import FREE_PORTS, Served, served
 from tests.support.tiny import build_tiny, forged, wire
 
 
 def get(server: Served, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}{path}") as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.operations_port}{path}") as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -107,7 +106,9 @@ def test_metrics_count_what_happened(server: Served) -> None:
     assert grown("firewall_rows_total", "model=tiny,verdict=accept") == 1
     assert grown("firewall_rows_total", "model=tiny,verdict=reject") == 2
     assert grown("firewall_reasons_total", "detector=noise-floor,model=tiny") == 2
-    assert grown("firewall_p_value_count", "model=tiny") == 3
+    buckets = [key[1] for key in after if key[0] == "firewall_p_value_rows_total"]
+    assert sum(grown("firewall_p_value_rows_total", labels) for labels in buckets) == 3
+    assert not any("p_value" in name and name.endswith("_sum") for name, _ in after)
     assert after["firewall_ready", ""] == 1
     assert after["firewall_queue_rows", "model=tiny"] == 0
     info = [key for key in after if key[0] == "firewall_bundle_info"]
@@ -195,53 +196,25 @@ def test_sigterm_answers_what_runs_and_ends_with_zero(
 # --- in this process, where work can be held -----------------------------------------------------
 
 
-class Held(ServedModel):
-    """A model whose self-test and whose work wait to be let go."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(
-            bundle,
-            load_guard(bundle, Policy(false_positive_rate=0.05)),
-            metrics=Metrics(),
-            audit=Audit(sys.stderr),
-            batch_rows=8,
-            queue_rows=128,
-        )
-        self.test = threading.Event()
-        self.work = threading.Event()
-        self.working = threading.Event()
-        self.batches = 0
-
-    def self_test(self) -> None:
-        assert self.test.wait(20)
-        super().self_test()
-
-    def _run(self, work: list[object]) -> list[Answer]:
-        self.batches += 1
-        self.working.set()
-        assert self.work.wait(20)
-        return super()._run(work)  # type: ignore[arg-type]
-
-
-SETTINGS = Settings(host="127.0.0.1", port=0, http_port=0)
+def address(server: Server) -> str:
+    return f"127.0.0.1:{server.grpc_port}"
 
 
 def test_not_serving_until_the_self_test_has_passed(tiny: Bundle) -> None:
-    model = Held(tiny)
-    model.work.set()
-    server = Server(Models({"tiny": model}), SETTINGS, Metrics())
-    address = f"127.0.0.1:{server.port}"
+    model = held_model(tiny)
+    model.held.work.set()
+    server = make_server(model)
     thread = threading.Thread(target=server.start)
     thread.start()
     try:
-        assert health(address) == "NOT_SERVING"
+        assert health(address(server)) == "NOT_SERVING"
         assert not server.ready()
-        with Client(address) as client:
+        with Client(address(server)) as client:
             with pytest.raises(NotReady, match="has not passed its self-test"):
                 client.predict(wire(1, 20))
             model.test.set()
             thread.join(20)
-            assert health(address) == "SERVING"
+            assert health(address(server)) == "SERVING"
             assert client.predict(wire(1, 20))
     finally:
         model.test.set()
@@ -249,53 +222,117 @@ def test_not_serving_until_the_self_test_has_passed(tiny: Bundle) -> None:
         server.stop(0)
 
 
-def test_a_stop_waits_for_work_and_refuses_new(tiny: Bundle) -> None:
-    model = Held(tiny)
-    model.test.set()
-    server = Server(Models({"tiny": model}), SETTINGS, Metrics())
-    server.start()
-    address = f"127.0.0.1:{server.port}"
+def test_stop_waits_for_work_and_refuses_new_requests(tiny: Bundle) -> None:
+    model = held_model(tiny)
     answers: list[object] = []
-    with Client(address) as client:
+    with started(model) as server, Client(address(server)) as client:
         asking = threading.Thread(target=lambda: answers.extend(client.predict(wire(1, 20))))
         asking.start()
-        assert model.working.wait(10)
+        assert model.held.working.wait(10)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
         while server.ready():
             threading.Event().wait(0.01)
-        with Client(address, timeout=5) as late, pytest.raises(NotReady, match="shutting down"):
+        with (
+            Client(address(server), timeout=5) as late,
+            pytest.raises(NotReady, match="shutting down"),
+        ):
             late.predict(wire(1, 20))
-        model.work.set()
+        model.held.work.set()
         asking.join(20)
         stopping.join(20)
     assert len(answers) == 1
 
 
-def test_a_deadline_is_kept_and_costs_no_inference(tiny: Bundle) -> None:
-    model = Held(tiny)
-    model.test.set()
-    server = Server(Models({"tiny": model}), SETTINGS, Metrics())
-    server.start()
-    address = f"127.0.0.1:{server.port}"
-    try:
-        with Client(address) as client, Client(address, timeout=0.3) as hasty:
-            asking = threading.Thread(target=client.predict, args=(wire(1, 20),))
-            asking.start()
-            assert model.working.wait(10)
-            with pytest.raises(FirewallError, match=r"(?i)deadline"):
-                hasty.predict(wire(1, 20))
-            # The server's clock of that deadline may be some milliseconds behind the client's.
-            for _ in range(200):
-                if not model._batcher.queued_rows:
-                    break
-                threading.Event().wait(0.02)
-            model.work.set()
-            asking.join(20)
-        assert model.batches == 1
-    finally:
-        model.work.set()
-        server.stop(0)
+def test_deadline_is_kept_and_costs_no_inference(tiny: Bundle) -> None:
+    model = held_model(tiny)
+    with (
+        started(model) as server,
+        Client(address(server)) as client,
+        Client(address(server), timeout=0.3) as hasty,
+    ):
+        asking = threading.Thread(target=client.predict, args=(wire(1, 20),))
+        asking.start()
+        assert model.held.working.wait(10)
+        with pytest.raises(FirewallError, match=r"(?i)deadline"):
+            hasty.predict(wire(1, 20))
+        # The server's clock of that deadline may be some milliseconds behind the client's.
+        for _ in range(200):
+            if not model.queued_rows:
+                break
+            threading.Event().wait(0.02)
+        model.held.work.set()
+        asking.join(20)
+    assert model.held.batches == [1]
+
+
+def test_requests_beyond_the_limit_are_refused_and_health_still_answers(tiny: Bundle) -> None:
+    model = held_model(tiny)
+    outcomes: list[str] = []
+    with started(model, max_requests=4) as server:
+
+        def ask() -> None:
+            with Client(address(server), timeout=20) as client:
+                try:
+                    client.predict(wire(1, 20))
+                    outcomes.append("answered")
+                except Overloaded as error:
+                    assert error.retry_after > 0
+                    outcomes.append("overloaded")
+
+        threads = [threading.Thread(target=ask) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for _ in range(500):
+            if outcomes.count("overloaded") == 6:
+                break
+            threading.Event().wait(0.02)
+        assert outcomes == ["overloaded"] * 6
+        assert health(address(server)) == "SERVING"
+        model.held.work.set()
+        for thread in threads:
+            thread.join(20)
+    assert sorted(outcomes) == ["answered"] * 4 + ["overloaded"] * 6
+
+
+def test_client_that_watches_health_does_not_hold_up_a_stop(tiny: Bundle) -> None:
+    with (
+        started(held_model(tiny), grace=60) as server,
+        grpc.insecure_channel(address(server)) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        # Far below the grace of a minute; a stop that waited for the stream would take it.
+        stopping.join(20)
+        assert not stopping.is_alive()
+
+
+def test_more_watches_than_the_limit_are_unimplemented(tiny: Bundle) -> None:
+    """Which tells a client to stop checking health, and to go on asking."""
+    with started(held_model(tiny)) as server, ExitStack() as stack:
+        watches = []
+        for _ in range(MAX_WATCHES):
+            channel = stack.enter_context(grpc.insecure_channel(address(server)))
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            watches.append(watch)
+        channel = stack.enter_context(grpc.insecure_channel(address(server)))
+        with pytest.raises(grpc.RpcError) as caught:
+            next(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert health(address(server)) == "SERVING"
+
+
+def test_padded_latency_hides_how_long_screening_took(tiny: Bundle) -> None:
+    model = held_model(tiny)
+    model.held.work.set()
+    with started(model, pad_latency=0.3) as server, Client(address(server)) as client:
+        for batch in (wire(1, 20), forged(1)):
+            start = time.monotonic()
+            client.predict(batch)
+            assert time.monotonic() - start >= 0.3
 
 
 # --- starts that fail ----------------------------------------------------------------------------
@@ -317,9 +354,13 @@ def test_a_port_in_use_is_one_clear_line(
     key = tmp_path / "k.pub"
     key.write_text(signer.public)
     common = (str(tiny_path), "--trust", str(key))
-    grpc_taken = start(*common, "--port", str(server.port), "--http-port", "0")
-    http_taken = start(*common, "--port", "0", "--http-port", str(server.http_port))
-    for done, flag in ((grpc_taken, "--port"), (http_taken, "--http-port")):
+    taken = {
+        "--grpc-port": server.grpc_port,
+        "--rest-port": server.rest_port,
+        "--operations-port": server.operations_port,
+    }
+    for flag, port in taken.items():
+        done = start(*common, *FREE_PORTS, flag, str(port))
         assert done.returncode == 2
         assert f"firewall: {flag}: 127.0.0.1:" in done.stderr
         assert "Traceback" not in done.stderr
@@ -332,7 +373,7 @@ def test_a_port_in_use_is_one_clear_line(
         (("TINY",), 1, "which is not trusted"),
         (("TINY", "--mode", "block"), 2, "--mode: "),
         (("TINY", "--policy", "nothing.toml"), 2, "nothing.toml cannot be read"),
-        (("TINY", "--device", "tpu"), 2, "--device: 'tpu'; expected cpu or cuda"),
+        (("TINY", "--device", "tpu"), 2, "--device: should be 'cpu' or 'cuda', got 'tpu'"),
     ],
 )
 def test_a_start_that_cannot_be_is_one_clear_line(
@@ -342,64 +383,6 @@ def test_a_start_that_cannot_be_is_one_clear_line(
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_more_than_the_backlog_is_told_when_to_come_back_and_health_still_answers(
-    tiny: Bundle,
-) -> None:
-    model = Held(tiny)
-    model.test.set()
-    settings = Settings(host="127.0.0.1", port=0, http_port=0, threads=2, backlog=2)
-    server = Server(Models({"tiny": model}), settings, Metrics())
-    server.start()
-    address = f"127.0.0.1:{server.port}"
-    outcomes: list[str] = []
-
-    def ask() -> None:
-        with Client(address, timeout=20) as client:
-            try:
-                client.predict(wire(1, 20))
-                outcomes.append("answered")
-            except Overloaded as error:
-                assert error.retry_after > 0
-                outcomes.append("overloaded")
-
-    try:
-        threads = [threading.Thread(target=ask) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        for _ in range(500):
-            if outcomes.count("overloaded") == 6:
-                break
-            threading.Event().wait(0.02)
-        assert outcomes == ["overloaded"] * 6
-        assert health(address) == "SERVING"
-        model.work.set()
-        for thread in threads:
-            thread.join(20)
-        assert sorted(outcomes) == ["answered"] * 4 + ["overloaded"] * 6
-    finally:
-        model.work.set()
-        server.stop(0)
-
-
-def test_whoever_watches_health_does_not_hold_up_a_stop(tiny: Bundle) -> None:
-    model = Held(tiny)
-    model.test.set()
-    server = Server(
-        Models({"tiny": model}),
-        Settings(host="127.0.0.1", port=0, http_port=0, grace=60),
-        Metrics(),
-    )
-    server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        stopping = threading.Thread(target=server.stop)
-        stopping.start()
-        # Far below the grace of a minute; a stop that waited for the stream would take it whole.
-        stopping.join(20)
-        assert not stopping.is_alive()
 
 
 class Stuck:

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from firewall.bundle.signing import Signer, user_signer
 from firewall.bundle.store import open_bundle
 from firewall.cli.app import app
-from firewall.cli.quarantine import open_store
 from firewall.client import Client
 from firewall.client.open_inference import OpenInferenceClient
 from firewall.errors import Refused
+from firewall.quarantine.opening import open_store
 from firewall.screening.load import load_guard
 from firewall.screening.policy import Policy
 from firewall.screening.verdict import Verdict
@@ -44,7 +44,7 @@ def test_what_is_refused_is_kept_and_what_is_accepted_is_not(
             except Refused:
                 continue
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{server.http_port}/metrics", timeout=5
+            f"http://127.0.0.1:{server.operations_port}/metrics", timeout=5
         ) as page:
             assert "firewall_quarantine_rows_total" in page.read().decode()
         assert server.terminate() == 0
@@ -86,7 +86,7 @@ def test_many_refusals_are_told_as_a_broken_calibration(
     ):  # fmt: skip
 
         def evidence() -> float:
-            url = f"http://127.0.0.1:{server.http_port}/metrics"
+            url = f"http://127.0.0.1:{server.operations_port}/metrics"
             with urllib.request.urlopen(url, timeout=5) as page:
                 text = page.read().decode()
             name = 'firewall_calibration_evidence{model="tiny"} '

@@ -40,7 +40,7 @@ def keeping(
     (folder / "policy.toml").write_text(POLICY)
     with served(
         tiny_path, signer, folder, "--policy", str(folder / "policy.toml"), "--workers",
-        str(request.param), "--admin-port", "0", "--quarantine", str(folder / "q.db"),
+        str(request.param), "--quarantine", str(folder / "q.db"),
         "--quarantine-key", str(folder / "key"),
     ) as server:  # fmt: skip
         with Client(server.address) as client:
@@ -48,7 +48,7 @@ def keeping(
                 x = forged(1) * np.float32(1 - 0.05 * row)
                 assert client.predict(x)[0].verdict is Verdict.REJECT
         [said] = [one for one in server.events() if one["event"] == "serving"]
-        address = f"127.0.0.1:{said['admin_port']}"
+        address = str(said["admin"])
         with AdminClient(address) as admin:
             for _ in range(200):
                 if len(admin.quarantine()) == 3:
@@ -93,11 +93,11 @@ def test_people_label_and_it_is_written_down_who(
     server, admin, _ = keeping
     assert [row.id for row in admin.quarantine(reviewed=False)] == [3, 2, 1]
     done = admin.label(2, "class 3")
-    assert (done.label, done.reviewer) == ("class 3", "127.0.0.1")
+    assert (done.label, done.reviewer) == ("class 3", "socket")
     assert [row.id for row in admin.quarantine(reviewed=True)] == [2]
     assert [row.id for row in admin.quarantine(reviewed=False)] == [3, 1]
     told = [one for one in server.events() if one["event"] == "labelled"]
-    assert (told[0]["id"], told[0]["label"], told[0]["who"]) == (2, "class 3", "127.0.0.1")
+    assert (told[0]["id"], told[0]["label"], told[0]["who"]) == (2, "class 3", "socket")
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_the_commands_and_forgetting(
 
 def test_without_a_quarantine_it_says_so(tiny_path: Path, signer: Signer, tmp_path: Path) -> None:
     with (
-        served(tiny_path, signer, tmp_path, "--admin-port", "0") as server,
-        AdminClient(f"127.0.0.1:{server.events()[0]['admin_port']}") as admin,
+        served(tiny_path, signer, tmp_path) as server,
+        AdminClient(str(server.admin)) as admin,
         pytest.raises(ConfigError, match="serve with --quarantine"),
     ):
         admin.quarantine()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
@@ -20,8 +21,9 @@ from firewall.bundle.signing import Signer, user_signer
 from firewall.cli.app import app
 from firewall.client.open_inference import OpenInferenceClient
 from firewall.errors import ConfigError, NotReady, Refused
-from tests.support.served import Served, served
-from tests.support.tiny import forged, wire
+from tests.support.served import FREE_PORTS, Served, served
+from tests.support.tiny import CLASSES, SIDE, forged, wire, write_tiny_onnx
+from tests.support.upstream_servers import Binary, Model, rest_server
 
 ROWS = 240
 
@@ -69,7 +71,9 @@ def sidecar(
 
 def ready(one: Served) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{one.http_port}/readyz", timeout=5) as found:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{one.operations_port}/readyz", timeout=5
+        ) as found:
             return bool(found.status == 200)
     except urllib.error.HTTPError:
         return False
@@ -127,7 +131,7 @@ def test_a_dead_upstream_is_unavailable_and_comes_back(
     guarding.mkdir()
     x = wire(1, 10)
     with served(tiny_path, signer, folder, "--mode", "off") as first:
-        port = first.port
+        port = first.grpc_port
         with served(
             sidecar.bundle, user_signer(), guarding,
             "--upstream", f"grpc://127.0.0.1:{port}/tiny", "--mode", "monitor",
@@ -142,7 +146,7 @@ def test_a_dead_upstream_is_unavailable_and_comes_back(
             wait_ready(guard, False)
             again = tmp_path / "again"
             again.mkdir()
-            with served(tiny_path, signer, again, "--mode", "off", "--port", str(port)):
+            with served(tiny_path, signer, again, "--mode", "off", "--grpc-port", str(port)):
                 wait_ready(guard, True)
                 assert np.array_equal(answers(guard, x), before)
 
@@ -199,12 +203,70 @@ def test_a_bundle_and_its_upstream_belong_together(
         done = subprocess.run(
             [
                 sys.executable, "-m", "firewall", "serve", str(bundle),
-                "--trust", str(tmp_path / "key.pub"), "--port", "0", "--http-port", "0", *options,
+                "--trust", str(tmp_path / "key.pub"), *FREE_PORTS, *options,
             ],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode != 0
         assert words in done.stderr
+
+
+@pytest.mark.parametrize("binary", ["listed", "none"])
+def test_a_rest_upstream_is_calibrated_guarded_and_followed(binary: Binary, tmp_path: Path) -> None:
+    session = ort.InferenceSession(
+        write_tiny_onnx(tmp_path / "net.onnx").read_bytes(), providers=["CPUExecutionProvider"]
+    )
+
+    def answer(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        [logits] = session.run(None, {"x": x})
+        found: npt.NDArray[np.float32] = logits
+        return found
+
+    model = Model(answer=answer, input_shape=(3, SIDE, SIDE), classes=CLASSES)
+    (tmp_path / "token").write_text("of-the-file")
+    with rest_server(model, binary=binary) as running:
+        done = CliRunner().invoke(
+            app,
+            [
+                *arguments(f"{running.scheme}://127.0.0.1:{running.port}/v2/models/cats", tmp_path),
+                "--upstream-token-file", str(tmp_path / "token"),
+            ],
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert {headers["authorization"] for headers in model.headers} == {"Bearer of-the-file"}
+        with served(
+            tmp_path / "bundle", user_signer(), tmp_path,
+            "--upstream", running.url, "--false-positive-rate", "0.05",
+        ) as guard:  # fmt: skip
+            wait_ready(guard, True)
+            accepted = 0
+            with OpenInferenceClient(guard.address, model="cats") as client:
+                for seed in range(10, 20):
+                    x = wire(1, seed)
+                    try:
+                        guarded = client.infer({"image": x})["logits"]
+                    except Refused:
+                        continue
+                    accepted += 1
+                    assert np.allclose(guarded, answer(x), atol=1e-5)
+                assert accepted >= 8
+                with pytest.raises(Refused):
+                    client.infer({"image": forged(1)})
+                model.ready = False
+                wait_ready(guard, False)
+                # It comes back as another model.
+                model.answer = lambda x: answer(x)[:, :2]
+                model.ready = True
+                for _ in range(50):
+                    if "calibrated with 10" in (tmp_path / "stderr.txt").read_text():
+                        break
+                    time.sleep(0.1)
+                assert not ready(guard)
+                with pytest.raises(NotReady, match="cannot be asked"):
+                    client.infer({"image": wire(1, 10)})
+    lines = (tmp_path / "stderr.txt").read_text()
+    assert lines.count("upstream not ready: answers 2 classes; calibrated with 10") == 1
+    assert set(model.forms) == {"binary" if binary == "listed" else "json"}
 
 
 def test_metrics_and_audit_are_as_ever(sidecar: Sidecar) -> None:

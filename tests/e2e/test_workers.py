@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from firewall.bundle.signing import Signer
 from firewall.bundle.store import Bundle
 from firewall.client import Client
 from firewall.client.admin import AdminClient
-from firewall.errors import ConfigError, FirewallError, NotReady, Unauthenticated
+from firewall.errors import ConfigError, FirewallError, NotReady
 from tests.support.served import Served, served
 from tests.support.tiny import another, wire
 
@@ -33,7 +34,7 @@ def server(
     (folder / "policy.toml").write_text("false_positive_rate = 0.05\n")
     with served(
         folder / "live", signer, folder, "--policy", str(folder / "policy.toml"),
-        "--workers", "2", "--admin-port", "0",
+        "--workers", "2",
     ) as running:  # fmt: skip
         yield running
 
@@ -49,22 +50,17 @@ def serving(server: Served) -> dict[str, int]:
 
 @pytest.fixture
 def admin(server: Served) -> Iterator[AdminClient]:
-    with AdminClient(f"127.0.0.1:{serving(server)['admin_port']}") as client:
+    with AdminClient(str(server.admin)) as client:
         yield client
 
 
-def samples(server: Served, name: str) -> dict[str, float]:
-    """Values by worker."""
-    url = f"http://127.0.0.1:{serving(server)['http_port']}/metrics"
-    with urllib.request.urlopen(url) as page:
+def total(server: Served, name: str) -> float:
+    """A metric added up over its labels."""
+    with urllib.request.urlopen(f"{server.operations}/metrics") as page:
         families = text_string_to_metric_families(page.read().decode())
-    found: dict[str, float] = {}
-    for family in families:
-        for one in family.samples:
-            if one.name == name:
-                key = one.labels.get("worker", "")
-                found[key] = found.get(key, 0) + one.value
-    return found
+    return sum(
+        sample.value for family in families for sample in family.samples if sample.name == name
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -78,20 +74,25 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 def ask(server: Served) -> str:
     """Over a connection of its own, which the kernel gives to one of the workers."""
-    port = serving(server)["port"]
-    with Client(f"127.0.0.1:{port}") as client:
+    with Client(server.address) as client:
         client.predict(wire(1, 20))
         return str(client.describe().version)
 
 
-def test_both_answer_and_one_page_has_the_metrics_of_both(server: Served) -> None:
-    until(lambda: ask(server) == "1" and len(samples(server, "firewall_rows_total")) == 2)
-    assert samples(server, "firewall_workers") == {"": 2}
-    assert samples(server, "firewall_ready") == {"0": 1, "1": 1}
-    before = sum(samples(server, "firewall_rows_total").values())
+def test_page_adds_up_the_metrics_of_all_workers(server: Served) -> None:
+    ask(server)
+    assert total(server, "firewall_workers") == 2
+    assert total(server, "firewall_ready") == 1
+    before = total(server, "firewall_rows_total")
     for _ in range(10):
         ask(server)
-    assert sum(samples(server, "firewall_rows_total").values()) == before + 10
+    assert total(server, "firewall_rows_total") == before + 10
+
+
+def test_rest_port_is_shared_too(server: Served) -> None:
+    for _ in range(8):
+        with urllib.request.urlopen(f"{server.rest}/v2/models/tiny") as answer:
+            assert json.loads(answer.read())["name"] == "tiny"
 
 
 def test_a_change_is_made_by_all_or_by_none(
@@ -104,7 +105,7 @@ def test_a_change_is_made_by_all_or_by_none(
         admin.reload(path="nowhere")
     assert {ask(server) for _ in range(12)} == {"2"}
     changes = [one for one in event(server, "changed") if one["change"] == "reload"]
-    assert [one["who"] for one in changes] == ["127.0.0.1"] * 2
+    assert [one["who"] for one in changes] == ["socket"] * 2
     started = admin.start_shadow(str(second), 100)
     assert started.shadow.version == "2"
     for _ in range(10):
@@ -123,8 +124,7 @@ def test_a_worker_that_dies_is_replaced_and_serves_what_the_others_do(
     answered = [0]
 
     def steadily() -> None:
-        port = serving(server)["port"]
-        with Client(f"127.0.0.1:{port}") as client:
+        with Client(server.address) as client:
             while not stop.is_set():
                 try:
                     assert client.predict(wire(1, 20))
@@ -152,8 +152,8 @@ def test_a_worker_that_dies_is_replaced_and_serves_what_the_others_do(
         for thread in threads:
             thread.join(30)
     assert wrong == []
-    assert samples(server, "firewall_workers") == {"": 2}
-    assert samples(server, "firewall_worker_restarts_total") == {"": 1}
+    assert total(server, "firewall_workers") == 2
+    assert total(server, "firewall_worker_restarts") == 1
     # The new one was told of the reload.
     assert {ask(server) for _ in range(12)} == {"3"}
 
@@ -163,16 +163,6 @@ def children(pid: int) -> list[int]:
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True
     )
     return [int(one) for one in found.stdout.split()]
-
-
-def test_a_workers_own_admin_port_is_the_supervisors_alone(server: Served) -> None:
-    workers = event(server, "worker")
-    assert len(workers) >= 2
-    with (
-        AdminClient(f"127.0.0.1:{workers[-1]['admin_port']}") as client,
-        pytest.raises(Unauthenticated, match="the supervisor's alone"),
-    ):
-        client.status()
 
 
 def test_sighup_goes_to_all_and_sigterm_stops_all(
@@ -214,14 +204,14 @@ def test_what_is_wrong_is_said_once_and_with_its_status(server: Served, tiny_pat
     def start(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "firewall", "serve", "--workers", "2", "--host", "127.0.0.1",
-             "--http-port", "0", *arguments],
+             "--rest-port", "0", "--operations-port", "0", *arguments],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
-    done = start("nowhere", "--port", "0")
+    done = start("nowhere", "--grpc-port", "0")
     assert done.returncode == 1
     assert done.stderr.count("nowhere: no such directory") == 1
     assert "Traceback" not in done.stderr
-    taken = start(str(tiny_path), "--port", str(serving(server)["port"]))
+    taken = start(str(tiny_path), "--grpc-port", str(server.grpc_port))
     assert taken.returncode == 2
     assert "cannot be bound; is it in use?" in taken.stderr

@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of what reads bytes of strangers: connections, requests, and bundles.
+"""Coverage-guided fuzzing of what reads bytes of strangers: requests, images, bundles, policies.
 
     pip install atheris
-    python -m tests.fuzz.fuzz codec|bundle|connection [--seconds 600] [--report FILE]
+    python -m tests.fuzz.fuzz grpc|rest|image|bundle|policy [--seconds 600] [--report FILE]
 
 An input that raises anything but an error of ours is a finding: it is kept beside this script as
 `crash-*`, and the exit status is not 0. Begins from good inputs. Not part of the tests: atheris has
@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "benchmarks" / "results" / "fuzz"
@@ -31,82 +32,211 @@ def bundle_folder() -> Path:
     return Path(os.environ["FUZZ_FOLDER"]) / "tiny"
 
 
-def codec() -> tuple[Callable[[bytes], None], list[bytes]]:
-    """Requests of every method that takes one; the first byte says which."""
+def small_manifest() -> Any:
+    """A small input, so that a whole tensor fits into an input of the fuzzer."""
+    from firewall.bundle.manifest import Manifest
+
+    manifest = Manifest.from_json((bundle_folder() / "manifest.json").read_bytes())
+    return manifest.model_copy(
+        update={"input": manifest.input.model_copy(update={"height": 8, "width": 8})}
+    )
+
+
+def rows_of() -> Callable[[Any], None]:
+    """What the data plane does with a batch before a model sees it."""
+    from firewall.decoding.decode import decode_image
+    from firewall.screening.preprocess import check_values, to_wire
+    from firewall.serve.tensors import EncodedImages, Limits, check_row_count, to_rows
+
+    manifest, limits = small_manifest(), Limits(rows=4)
+
+    def read(batch: Any) -> None:
+        if isinstance(batch, EncodedImages):
+            check_row_count(batch.field, len(batch.images), limits)
+            for image in batch.images:
+                pixels = decode_image(
+                    image, manifest.input, manifest.preprocessing, field="image", max_pixels=4096
+                )
+                to_wire(pixels[None], manifest.input)
+        else:
+            rows = to_rows(batch, manifest.input, limits)
+            assert rows.shape[1:] == manifest.input.shape
+            check_values(rows, manifest.input, batch.body)
+
+    return read
+
+
+def grpc() -> tuple[Callable[[bytes], None], list[bytes]]:
+    """Messages of every method that takes one; the first byte says which."""
     import numpy as np
 
-    from firewall.bundle.manifest import Manifest
-    from firewall.serve import codec as ours
-    from firewall.serve.call import Call
-    from firewall.serve.codec import Limits
-    from firewall.serve.decoder import Decoder
-    from firewall.serve.known_header import KnownHeaders
-    from firewall.serve.wire_scan import check_fields
+    from firewall.serve import converters
+    from firewall.serve.context import RequestContext
+    from firewall.serve.grpc_api import parse
+    from firewall.serve.tensors import Limits
     from firewall.wire import firewall_pb2 as native
     from firewall.wire import open_inference_pb2 as oip
 
-    manifest = Manifest.from_json((bundle_folder() / "manifest.json").read_bytes())
-    # A small input, so that a whole tensor fits into an input of the fuzzer.
-    manifest = manifest.model_copy(
-        update={"input": manifest.input.model_copy(update={"height": 8, "width": 8})}
-    )
-    limits = Limits(rows=4, pixels=4096)
-    decoder = Decoder(limits)
+    read, limits = rows_of(), Limits(rows=4)
     kinds: tuple[Any, ...] = (
         oip.ModelInferRequest, native.PredictRequest, native.ScreenRequest, native.DescribeRequest,
-        oip.ModelReadyRequest,
+        oip.ModelReadyRequest, native.CertifyRequest, oip.ModelStatisticsRequest,
     )  # fmt: skip
 
     def one(data: bytes) -> None:
         if not data:
             return
         kind = kinds[data[0] % len(kinds)]
-        call = Call.local()
-        check_fields(data[1:], kind.DESCRIPTOR)
-        try:
-            request = kind.FromString(data[1:])
-        except Exception as error:
-            if type(error).__name__ == "DecodeError":
-                return
-            raise
+        context = RequestContext.local()
+        request = parse(data[1:], kind)
         if kind is oip.ModelInferRequest:
-            call.name("id", request.id)
-            wire = ours.tensor_from_infer(request, manifest, limits)
-            # What is known of its header must say of it what parsing says.
-            known = KnownHeaders()
-            known.keep(data[1:], request, manifest, wire.shape)
-            found = known.find(data[1:])
-            if found is not None and found.tensor(data[1:]).tobytes() != wire.tobytes():
-                raise AssertionError("a known header reads another tensor")
-        elif kind in (native.PredictRequest, native.ScreenRequest):
-            call.name("request_id", request.request_id)
-            decoder.batch(request.input, manifest, call)
+            asked = converters.infer_request(request, limits)
+            context.set_request_id("id", asked.id)
+            read(asked.input.batch)
+        elif kind in (native.PredictRequest, native.ScreenRequest, native.CertifyRequest):
+            screened = converters.native_request(request)
+            context.set_request_id("request_id", screened.request_id)
+            read(screened.batch)
 
     x = np.zeros((1, 3, 8, 8), np.float32)
-    infer = oip.ModelInferRequest(model_name="tiny", id="a")
-    infer.inputs.add(name="image", datatype="FP32", shape=x.shape)
+    header = {"name": "image", "datatype": "FP32", "shape": x.shape}
+    infer = oip.ModelInferRequest(model_name="tiny", id="a", inputs=[header])
     infer.raw_input_contents.append(x.tobytes())
+    infer.outputs.add(name="logits").parameters["classification"].int64_param = 3
     typed = oip.ModelInferRequest(model_name="tiny")
-    typed.inputs.add(name="image", datatype="FP32", shape=x.shape).contents.fp32_contents.extend(
-        x.ravel().tolist()
+    typed.inputs.add(**header).contents.fp32_contents.extend(x.ravel().tolist())
+    encoded = [_picture("PNG"), _picture("JPEG"), _picture("WEBP")]
+    images = oip.ModelInferRequest(model_name="tiny")
+    images.inputs.add(name="image", datatype="BYTES", shape=[3]).contents.bytes_contents.extend(
+        encoded
+    )
+    raw_images = oip.ModelInferRequest(
+        inputs=[{"name": "image", "datatype": "BYTES", "shape": [3]}],
+        raw_input_contents=[_joined(encoded)],
     )
     tensor = native.Tensor(datatype="FP32", shape=x.shape, data=x.tobytes())
-    files = native.Images(encoded=[_picture("PNG"), _picture("JPEG")])
+    files = native.Images(encoded=encoded)
     return one, [
         b"\0" + infer.SerializeToString(),
         b"\0" + typed.SerializeToString(),
+        b"\0" + images.SerializeToString(),
+        b"\0" + raw_images.SerializeToString(),
         b"\1" + native.PredictRequest(input=native.Input(tensor=tensor)).SerializeToString(),
         b"\1" + native.PredictRequest(input=native.Input(images=files)).SerializeToString(),
         b"\3" + native.DescribeRequest(model="tiny", version="1").SerializeToString(),
     ]
 
 
+def rest() -> tuple[Callable[[bytes], None], list[bytes]]:
+    """HTTP bodies. The first byte says which route, media type and coding it has; the two after it
+    are the length of the JSON before binary data, and 0 is none.
+    """
+    import gzip
+    import zlib
+
+    from firewall.serve import rest_converters
+    from firewall.serve.context import RequestContext
+    from firewall.serve.tensors import Limits
+
+    read, limits = rows_of(), Limits(rows=4)
+    media = ("application/json", "multipart/form-data; boundary=cut", "image/webp", "")
+    codings = ("", "gzip", "deflate")
+
+    def one(data: bytes) -> None:
+        if len(data) < 3:
+            return
+        kind = data[0]
+        headers = {
+            "content-type": media[kind % 4],
+            "content-encoding": codings[kind // 4 % 3],
+        }
+        if length := int.from_bytes(data[1:3], "little"):
+            headers[rest_converters.BINARY_HEADER] = str(length)
+        request = rest_converters.Request(data[3:], headers, {"model": "tiny"}, 1 << 16)
+        context = RequestContext.local()
+        if kind // 12 % 2:
+            screened = rest_converters.native_request(request, limits)
+            context.set_request_id("request_id", screened.request.request_id)
+            read(screened.request.batch)
+        else:
+            asked = rest_converters.infer_request(request, limits)
+            context.set_request_id("id", asked.request.id)
+            read(asked.request.input.batch)
+
+    x = [0.0] * 192
+    entry = {"name": "image", "datatype": "FP32", "shape": [1, 3, 8, 8]}
+    output = {"name": "logits", "parameters": {"classification": 2, "binary_data": True}}
+    text = json.dumps({"id": "a", "inputs": [entry | {"data": x}], "outputs": [output]}).encode()
+    sized = entry | {"parameters": {"binary_data_size": 768}}
+    head = json.dumps({"inputs": [sized], "parameters": {"binary_data_output": True}}).encode()
+    encoded = _joined([_picture("PNG"), _picture("WEBP")])
+    files = {"name": "image", "datatype": "BYTES", "shape": [2],
+             "parameters": {"binary_data_size": len(encoded)}}  # fmt: skip
+    images = json.dumps({"inputs": [files]}).encode()
+    base64 = json.dumps({"images": [_base64("JPEG"), _base64("WEBP")], "top_k": 3}).encode()
+    form = (
+        b'--cut\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n'
+        b'--cut\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'
+        b"Content-Type: image/jpeg\r\n\r\n" + _picture("JPEG") + b"\r\n--cut--\r\n"
+    )
+    nothing = b"\0\0"
+    return one, [
+        b"\0" + nothing + text,
+        b"\4" + nothing + gzip.compress(text, mtime=0),
+        b"\x08" + nothing + zlib.compress(text),
+        b"\0" + len(head).to_bytes(2, "little") + head + bytes(768),
+        b"\0" + len(images).to_bytes(2, "little") + images + encoded,
+        b"\x0c" + nothing + base64,
+        b"\x0c" + nothing + json.dumps({"tensor": entry | {"data": x}, "pixels": True}).encode(),
+        b"\x0d" + nothing + form,
+        b"\x0e" + nothing + _picture("WEBP"),
+        b"\x12" + nothing + gzip.compress(_picture("PNG"), mtime=0),
+    ]
+
+
+def image() -> tuple[Callable[[bytes], None], list[bytes]]:
+    """Files of one image: the header, its plan, and the pixels. The first byte says how many
+    channels the model takes.
+    """
+    from firewall.screening.image_header import read_header
+
+    from firewall.bundle.spec import InputSpec, Preprocessing
+    from firewall.decoding.decode import Target, decode, plan_decoding
+    from tests.support.image_files import animation, encoded, many_scans
+
+    targets = [
+        Target.of(InputSpec(channels=channels, height=8, width=8), Preprocessing(resize=10))
+        for channels in (1, 3, 4)
+    ]
+
+    def one(data: bytes) -> None:
+        if not data:
+            return
+        target = targets[data[0] % 3]
+        header = read_header(data[1:], "image")
+        assert header.width > 0
+        assert header.height > 0
+        plan = plan_decoding(data[1:], target, field="image", max_pixels=1 << 16)
+        pixels = decode(data[1:], plan, target, field="image")
+        assert pixels.shape == (8, 8, target.channels)
+
+    options: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("JPEG", "RGB", {}), ("JPEG", "L", {}), ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "CMYK", {}), ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "P", {}),
+        ("PNG", "1", {}), ("PNG", "LA", {}), ("WEBP", "RGB", {"quality": 30}),
+        ("WEBP", "RGB", {"lossless": True}), ("WEBP", "RGBA", {}),
+    )  # fmt: skip
+    files = [encoded(12, 9, kind, mode, **extra) for kind, mode, extra in options]
+    files += [animation("PNG"), animation("WEBP"), many_scans(16, 16, 3)]
+    files.append(encoded(12, 9, "JPEG", exif=_upside_down()))
+    return one, [bytes([number]) + file for number in range(3) for file in files]
+
+
 def bundle() -> tuple[Callable[[bytes], None], list[bytes]]:
     """Files of a bundle, each by what reads it; the first byte says which."""
-    from firewall.bundle import store
     from firewall.bundle.manifest import Manifest
     from firewall.bundle.onnx_file import check_graph
-    from firewall.bundle.store import Bundle
+    from firewall.bundle.store import Bundle, open_bundle
     from firewall.screening.calibration import Calibration
     from firewall.screening.remote import RemoteSpec
     from firewall.screening.selftest import SelfTest
@@ -114,12 +244,16 @@ def bundle() -> tuple[Callable[[bytes], None], list[bytes]]:
 
     folder = bundle_folder()
     good = Manifest.from_json((folder / "manifest.json").read_bytes())
+    copy = Path(os.environ["FUZZ_FOLDER"]) / "copy"
+    shutil.copytree(folder, copy)
+    signer = str(json.loads((folder / "signature.json").read_text())["public_key"])
 
     def labels(data: bytes) -> None:
         _ = Bundle(good, {"labels.json": data}, "", "").labels
 
     def signature(data: bytes) -> None:
-        store._check_signature(data, b"manifest", {"0" * 64})
+        (copy / "signature.json").write_bytes(data)
+        open_bundle(copy, {signer})
 
     readers: tuple[tuple[str, Callable[[bytes], Any]], ...] = (
         ("manifest.json", Manifest.from_json),
@@ -146,97 +280,53 @@ def bundle() -> tuple[Callable[[bytes], None], list[bytes]]:
     return one, [*seeds, b"\2" + json.dumps(few).encode(), b"\6{}", b"\7{}"]
 
 
-def connection() -> tuple[Callable[[bytes], None], list[bytes]]:
-    """What a client sends, in one piece or, by its first byte, in several; calls are answered."""
-    import threading
+def policy() -> tuple[Callable[[bytes], None], list[bytes]]:
+    """Texts of policies, and of the tokens of clients; the first byte says which."""
+    from firewall.errors import ConfigError
+    from firewall.screening.policy import Policy
+    from firewall.serve.auth import Tokens
 
-    import hpack
-
-    from firewall.http2 import frames
-    from firewall.http2.connection import Began, Bounds, Came, Connection
-    from firewall.http2.frames import ErrorCode, frame
-    from firewall.serve.exchange import Exchange
-    from firewall.serve.grpc_wire import Head, prefixed, read_head
-
-    class Link:
-        """A connection's, without a socket."""
-
-        peer, auth = "ipv4:127.0.0.1:1", dict[str, Any]()
-
-        def __init__(self) -> None:
-            self.lock = threading.RLock()
-            self.machine: Connection[Head] = Connection(read_head, Bounds(streams=8))
-            self.exchanges: dict[int, Exchange] = {}
-
-        def grant(self, stream: int, size: int) -> None:
-            self.machine.grant(stream, size)
-
-        def reset(self, stream: int) -> None:
-            self.machine.reset(stream, ErrorCode.CANCEL)
-
-        def ended(self, stream: int) -> None:
-            self.exchanges.pop(stream, None)
-
-        def flush(self) -> None:
-            sent = self.machine.take()
-            while sent and not sent.startswith(b"HTTP/1.1"):
-                size = int.from_bytes(sent[:3], "big")
-                if size > frames.FRAME_SIZE or sent[3] > frames.CONTINUATION:
-                    raise AssertionError("no frame is sent like that")
-                if len(sent) < 9 + size:
-                    raise AssertionError("half a frame is sent")
-                sent = sent[9 + size :]
-
-        def begin(self, stream: int, head: Head) -> None:
-            exchange = self.exchanges[stream] = Exchange(cast(Any, self), stream, head, 1000)
-
-            def told(came: Any) -> None:
-                exchange.end(came if isinstance(came, bytes) else None)
-
-            exchange.receive(told)
-
-        def take(self, data: bytes) -> None:
-            for event in self.machine.receive(data):
-                exchange = self.exchanges.get(event.stream)
-                if isinstance(event, Began):
-                    self.begin(event.stream, event.head)
-                    if event.ended and event.stream in self.exchanges:
-                        self.exchanges[event.stream].came(b"", True)
-                elif exchange is not None and isinstance(event, Came):
-                    exchange.came(event.data, event.ended)
-                elif exchange is not None:
-                    del self.exchanges[event.stream]
-                    exchange.gone()
-            self.flush()
+    folder = Path(os.environ["FUZZ_FOLDER"])
 
     def one(data: bytes) -> None:
-        link, step = Link(), (data[0] if data else 0) or len(data)
-        for at in range(1, len(data), max(1, step)):
-            link.take(data[at : at + step])
-        if len(link.exchanges) > 8:
-            raise AssertionError("more calls are held than may be open")
+        if not data:
+            return
+        if data[0] % 2:
+            path = folder / "tokens.toml"
+            path.write_bytes(data[1:])
+            Tokens.load(path)
+            return
+        try:
+            text = data[1:].decode()
+        except UnicodeDecodeError:
+            return
+        try:
+            Policy.parse(text)
+        except ConfigError as error:
+            assert len(str(error)) < 4000
 
-    fields = [
-        (":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), (":authority", "x"),
-        ("te", "trailers"), ("content-type", "application/grpc"), ("grpc-timeout", "10S"),
-        ("x-some-bin", "AAEC"),
-    ]  # fmt: skip
-    encoder = hpack.Encoder()
-    start = frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 100})
-    call = frame(frames.HEADERS, frames.END_HEADERS, 1, encoder.encode(fields))
-    again = frame(frames.HEADERS, frames.END_HEADERS, 3, encoder.encode(fields))
-    message = prefixed(b"m" * 200)
-    whole = start + call + frame(frames.DATA, frames.END_STREAM, 1, message)
-    more = again + frame(frames.DATA, 0, 3, message[:9]) + frame(frames.DATA, 1, 3, message[9:])
-    other = frame(frames.PING, 0, 0, bytes(8)) + frame(
-        frames.WINDOW_UPDATE, 0, 0, bytes([0, 0, 1, 0])
-    )
-    reset = frame(frames.RST_STREAM, 0, 3, bytes(4)) + frame(frames.GOAWAY, 0, 0, bytes(8))
-    halves = frame(frames.HEADERS, 0, 5, b"\x82") + frame(frames.CONTINUATION, 4, 5, b"\x86")
-    return one, [
-        b"\0" + whole, b"\7" + whole + more, b"\0" + whole + again + reset,
-        b"\x20" + start + other + halves, b"\0GET / HTTP/1.1\r\n\r\n",
-    ]  # fmt: skip
+    good = """
+mode = "monitor"
+sample = 50.0
+false_positive_rate = 0.05
+paranoia = 2
+on_fault = "reject"
+disclose = "diagnostics"
+outputs = "rounded"
+rows = "each"
+min_version = "1.2"
+[[exclusions]]
+id = "a"
+client = "token:b"
+detector = "noise-floor"
+[[monitors]]
+name = "queries"
+plugin = "query-similarity"
+threshold = 5
+config = { window = 100, deep = { a = [1, [2, [3]]] } }
+"""
+    tokens = f'[clients]\nfriend = "{"0" * 64}"\n'
+    return one, [b"\0" + good.encode(), b"\0", b"\1" + tokens.encode()]
 
 
 def _picture(kind: str) -> bytes:
@@ -249,14 +339,34 @@ def _picture(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-TARGETS = {"codec": codec, "bundle": bundle, "connection": connection}
+def _base64(kind: str) -> str:
+    import base64
+
+    return base64.b64encode(_picture(kind)).decode()
+
+
+def _joined(elements: list[bytes]) -> bytes:
+    from firewall.serve.tensors import join_bytes_tensor
+
+    return join_bytes_tensor(elements)
+
+
+def _upside_down() -> bytes:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif.tobytes()
+
+
+TARGETS = {"grpc": grpc, "rest": rest, "image": image, "bundle": bundle, "policy": policy}
 
 
 def child(name: str, options: list[str]) -> None:
     """The fuzzer's process: libFuzzer ends it when it is done."""
     import atheris
 
-    with atheris.instrument_imports(include=["firewall", "PIL", "hpack"]):
+    with atheris.instrument_imports(include=["firewall", "PIL", "python_multipart"]):
         from firewall.errors import FirewallError
 
         one, seeds = TARGETS[name]()

@@ -1,7 +1,7 @@
-"""Clients and proxies in other languages, each with an HTTP/2 of its own, before our transport.
+"""gRPC clients in other languages, and proxies in front of both ports.
 
 Of Debian: golang-go, golang-google-grpc-dev, default-jdk-headless, libgrpc-java, libnetty-java,
-nodejs, npm, nginx-light, haproxy, nghttp2-proxy. What is not there is skipped.
+nodejs, npm, nginx-light, haproxy, nghttp2-proxy. What is not installed is skipped.
 """
 
 from __future__ import annotations
@@ -13,16 +13,27 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
+import numpy as np
 import pytest
+import tritonclient.http
 
 from firewall.bundle.store import Bundle
-from tests.e2e.test_transports import INFER, SETTINGS, Live, message, outcome
+from firewall.serve.server import Server
+from firewall.wire import open_inference_pb2 as oip
+from tests.support.image_files import encoded
+from tests.support.in_process import HeldModel, held_model, started
 from tests.support.peers import free_ports
+from tests.support.rest import binary, tensor, values
+from tests.support.served import call
+from tests.support.tiny import forged, wire
 
 pytestmark = pytest.mark.interop
 
@@ -30,6 +41,29 @@ HERE = Path(__file__).resolve().parent
 GO = Path("/usr/share/gocode")
 JAVA = Path("/usr/share/java")
 Ask = Callable[..., dict[str, Any]]
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+REST_INFER = "/v2/models/tiny/infer"
+
+
+@dataclass(frozen=True)
+class Live:
+    """A server in this process, and the model whose work can be held."""
+
+    server: Server
+    model: HeldModel
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.grpc_port}"
+
+
+def message(seed: int, rows: int = 1) -> bytes:
+    """An inference request."""
+    return oip.ModelInferRequest(
+        model_name="tiny",
+        inputs=[{"name": "image", "datatype": "FP32", "shape": [rows, 3, 32, 32]}],
+        raw_input_contents=[wire(rows, seed).tobytes()],
+    ).SerializeToString()
 
 
 def needed(*what: str | Path) -> None:
@@ -97,14 +131,21 @@ def ask(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def live(tiny: Bundle) -> Iterator[Live]:
-    one = Live(tiny, SETTINGS)
-    yield one
-    one.close()
+    model = held_model(tiny, queue_rows=1024)
+    model.held.work.set()
+    # Room for every call of a test: what a client does with a refusal is not what is tested.
+    with started(model, max_requests=256, max_wait=30.0) as server:
+        yield Live(server, model)
 
 
-def nginx(folder: Path, port: int, behind: int) -> list[str]:
+def nginx(folder: Path, port: int, behind: int, *, rest: bool = False) -> list[str]:
     needed("nginx")
     config = folder / "nginx.conf"
+    location = (
+        f"proxy_pass http://127.0.0.1:{behind};"
+        if rest
+        else (f"grpc_pass grpc://127.0.0.1:{behind};")
+    )
     config.write_text(f"""
         daemon off; master_process off; pid {folder}/pid; error_log stderr;
         events {{}}
@@ -113,74 +154,93 @@ def nginx(folder: Path, port: int, behind: int) -> list[str]:
             client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
             fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
             server {{
-                listen 127.0.0.1:{port} http2;
-                location / {{ grpc_pass grpc://127.0.0.1:{behind}; }}
+                listen 127.0.0.1:{port}{"" if rest else " http2"};
+                location / {{ {location} }}
             }}
         }}
     """)
     return ["nginx", "-p", str(folder), "-c", str(config)]
 
 
-def haproxy(folder: Path, port: int, behind: int) -> list[str]:
+def haproxy(folder: Path, port: int, behind: int, *, rest: bool = False) -> list[str]:
     needed("haproxy")
+    protocol = "" if rest else " proto h2"
     config = folder / "haproxy.cfg"
     config.write_text(f"""
 defaults
     mode http
+    option abortonclose
     timeout connect 5s
     timeout client 60s
     timeout server 60s
 frontend front
-    bind 127.0.0.1:{port} proto h2
+    bind 127.0.0.1:{port}{protocol}
     default_backend back
 backend back
-    server one 127.0.0.1:{behind} proto h2
+    server one 127.0.0.1:{behind}{protocol}
 """)
     return ["haproxy", "-f", str(config), "-db"]
 
 
-def nghttpx(folder: Path, port: int, behind: int) -> list[str]:
+def nghttpx(folder: Path, port: int, behind: int, *, rest: bool = False) -> list[str]:
     needed("nghttpx")
+    assert not rest
     return [
         "nghttpx", "--conf=/dev/null", f"--frontend=127.0.0.1,{port};no-tls",
         f"--backend=127.0.0.1,{behind};;proto=h2", "--workers=1", "--errorlog-file=/dev/stderr",
     ]  # fmt: skip
 
 
-@pytest.fixture(
-    params=[None, nginx, haproxy, nghttpx], ids=["direct", "nginx", "haproxy", "nghttpx"]
-)
-def port(request: pytest.FixtureRequest, live: Live, tmp_path: Path) -> Iterator[int]:
-    """Of the server, or of a proxy in front of it."""
-    if request.param is None:
-        yield live.server.port
-        return
-    [front] = free_ports(1)
-    command = request.param(tmp_path, front, live.server.port)
+@contextmanager
+def running(command: list[str], port: int, log: Path) -> Iterator[None]:
+    """A proxy that listens."""
     with ExitStack() as stack:
-        log = stack.enter_context((tmp_path / "log").open("w"))
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        file = stack.enter_context(log.open("w"))
+        process = subprocess.Popen(command, stdout=file, stderr=file)
         stack.callback(process.wait, 20)
         stack.callback(process.kill)
         end = time.monotonic() + 20
         while time.monotonic() < end:
-            with socket.socket() as one:
-                if one.connect_ex(("127.0.0.1", front)) == 0:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert process.poll() is None, log.read_text()
             time.sleep(0.05)
+        yield
+
+
+@pytest.fixture(
+    params=[None, nginx, haproxy, nghttpx], ids=["direct", "nginx", "haproxy", "nghttpx"]
+)
+def port(request: pytest.FixtureRequest, live: Live, tmp_path: Path) -> Iterator[int]:
+    """The gRPC port of the server, or of a proxy in front of it."""
+    if request.param is None:
+        yield live.server.grpc_port
+        return
+    [front] = free_ports(1)
+    with running(request.param(tmp_path, front, live.server.grpc_port), front, tmp_path / "log"):
         yield front
+
+
+@pytest.fixture(params=[nginx, haproxy], ids=["nginx", "haproxy"])
+def rest(request: pytest.FixtureRequest, live: Live, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A client of a proxy in front of the REST port."""
+    [front] = free_ports(1)
+    command = request.param(tmp_path, front, live.server.rest_port, rest=True)
+    with (
+        running(command, front, tmp_path / "log"),
+        httpx.Client(base_url=f"http://127.0.0.1:{front}", timeout=60) as client,
+    ):
+        yield client
 
 
 def accepted(live: Live) -> tuple[bytes, int]:
     """A request that is answered, and the bytes of its answer."""
-    for seed in range(50):
-        data = message(seed)
-        try:
-            return data, len(live.infer(data, timeout=20))
-        except grpc.RpcError:
-            continue
-    raise AssertionError("nothing is accepted")
+    data = message(20)
+    return data, len(call(live.address, INFER, data))
+
+
+# --- gRPC ---------------------------------------------------------------------------------------
 
 
 def test_many_requests(ask: Ask, live: Live, port: int) -> None:
@@ -193,9 +253,12 @@ def test_many_requests(ask: Ask, live: Live, port: int) -> None:
 def test_a_request_of_many_windows(ask: Ask, live: Live, port: int) -> None:
     """786 KB: twelve times what is sent without being asked for more."""
     data = message(3, rows=64)
-    expected = outcome(live, data)
+    try:
+        call(live.address, INFER, data)
+        code = "0"
+    except grpc.RpcError as error:
+        code = str(error.code().value[0])
     found = ask(port, data, calls=12, most=4)
-    code = str(expected.value[0]) if isinstance(expected, grpc.StatusCode) else "0"
     assert found["codes"] == {code: 12}
 
 
@@ -203,9 +266,7 @@ def test_an_error_is_told(ask: Ask, live: Live, port: int) -> None:
     found = ask(port, b"\xff\xff\xff", calls=20, most=4)
     assert found["codes"] == {"3": 20}
     [text] = found["texts"]
-    with pytest.raises(grpc.RpcError) as info:
-        live.infer(b"\xff\xff\xff", timeout=20)
-    assert text == info.value.details()  # type: ignore[attr-defined]
+    assert text == "message: is not a inference.ModelInferRequest"
 
 
 def test_methods_that_are_not_there_and_health(ask: Ask, live: Live, port: int) -> None:
@@ -215,9 +276,88 @@ def test_methods_that_are_not_there_and_health(ask: Ask, live: Live, port: int) 
 
 def test_a_deadline_is_kept(ask: Ask, live: Live) -> None:
     data, _ = accepted(live)
-    live.model.hold()
-    found = ask(live.server.port, data, calls=8, most=8, within=0.5)
-    live.model.go.set()
+    live.model.held.work.clear()
+    found = ask(live.server.grpc_port, data, calls=8, most=8, within=0.5)
+    live.model.held.work.set()
     assert found["codes"] == {"4": 8}
     # And the connection, or the next one, goes on.
-    assert ask(live.server.port, data)["codes"] == {"0": 1}
+    assert ask(live.server.grpc_port, data)["codes"] == {"0": 1}
+
+
+# --- REST through proxies -----------------------------------------------------------------------
+
+
+def test_rest_infer_through_a_proxy(rest: httpx.Client, live: Live) -> None:
+    batch = wire(1, 20)
+    direct = httpx.post(
+        f"http://127.0.0.1:{live.server.rest_port}{REST_INFER}", json={"inputs": [tensor(batch)]}
+    )
+    expected = values(direct)
+    answer = rest.post(REST_INFER, json={"id": "proxied", "inputs": [tensor(batch)]})
+    np.testing.assert_array_equal(values(answer), expected)
+    assert answer.headers["x-request-id"] == "proxied"
+    content, headers = binary(batch, tensor(batch))
+    answer = rest.post(REST_INFER, content=content, headers=headers)
+    np.testing.assert_array_equal(values(answer), expected)
+    with tritonclient.http.InferenceServerClient(rest.base_url.netloc.decode()) as client:
+        given = tritonclient.http.InferInput("image", list(batch.shape), "FP32")
+        given.set_data_from_numpy(batch)
+        result = client.infer("tiny", [given], request_compression_algorithm="gzip")
+        np.testing.assert_array_equal(result.as_numpy("logits"), expected)
+        assert client.is_model_ready("tiny")
+
+
+def test_rest_errors_through_a_proxy(rest: httpx.Client) -> None:
+    refusal = rest.post(REST_INFER, json={"inputs": [tensor(forged(1))]})
+    assert (refusal.status_code, refusal.json()["rows"]) == (403, [0])
+    malformed = rest.post(REST_INFER, content=b"{")
+    assert (malformed.status_code, malformed.json()["field"]) == (400, "body")
+    assert rest.get("/v2/models/cats").status_code == 404
+    assert rest.delete("/v2").status_code == 405
+
+
+def test_rest_many_requests_through_a_proxy(rest: httpx.Client) -> None:
+    batch = wire(1, 20)
+    content, headers = binary(batch, tensor(batch), parameters={"binary_data_output": True})
+
+    def ask(_: int) -> int:
+        return rest.post(REST_INFER, content=content, headers=headers).status_code
+
+    with ThreadPoolExecutor(32) as pool:
+        assert set(pool.map(ask, range(300))) == {200}
+
+
+def test_rest_large_bodies_through_a_proxy(rest: httpx.Client) -> None:
+    data = encoded(1200, 900)
+    assert len(data) > 3_000_000
+    for path in ("predict", "screen"):
+        answer = rest.post(f"/firewall/v1/models/tiny:{path}", files={"image": ("a.png", data)})
+        assert answer.status_code == 200, answer.text
+
+    def chunks() -> Iterator[bytes]:
+        yield from (data[place : place + 50_000] for place in range(0, len(data), 50_000))
+
+    answer = rest.post(
+        "/firewall/v1/models/tiny:screen", content=chunks(), headers={"Content-Type": "image/png"}
+    )
+    assert len(answer.json()["screened"]) == 1
+
+
+def test_rest_client_that_goes_away_behind_a_proxy(rest: httpx.Client, live: Live) -> None:
+    """The proxy closes its connection, and the row that waits is dropped."""
+    body = {"inputs": [tensor(wire(1, 20))]}
+    live.model.held.work.clear()
+    live.model.held.working.clear()
+    url = f"http://127.0.0.1:{live.server.rest_port}{REST_INFER}"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(httpx.post, url, json=body, timeout=60)
+        assert live.model.held.working.wait(20)
+        with pytest.raises(httpx.ReadTimeout):
+            rest.post(REST_INFER, json=body, timeout=1.0)
+        for _ in range(500):
+            if not live.model.queued_rows:
+                break
+            time.sleep(0.02)
+        assert live.model.queued_rows == 0
+        live.model.held.work.set()
+        assert first.result(20).status_code == 200

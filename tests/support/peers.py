@@ -21,6 +21,10 @@ _MODEL = Path(__file__).parent / "mlserver_model" / "onnx_model.py"
 _KSERVE = Path(__file__).parent / "kserve_model" / "server.py"
 _PYTRITON = Path(__file__).parent / "pytriton_model" / "server.py"
 
+#: What is installed of two of them.
+MLSERVER = ("mlserver==1.7.1", "onnxruntime==1.32.0")
+KSERVE = ("kserve==0.21.0", "onnxruntime==1.32.0")
+
 
 def environment(name: str, *packages: str, interpreter: str = sys.executable) -> Path:
     """Its Python. Made once: kept in FIREWALL_PEERS, or in the user's cache."""
@@ -49,11 +53,21 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A server that can be started: command, folder to start it in, and its gRPC port."""
+    """A server that can be started: command, folder to start it in, gRPC port and HTTP port.
+
+    `http_port` is 0 where a server has none.
+    """
 
     command: list[str]
     folder: Path
     port: int
+    http_port: int = 0
+
+    def url(self, protocol: str) -> str:
+        """Where the model `peer` is, as `--upstream` takes it; `grpc` or `rest`."""
+        if protocol == "grpc":
+            return f"grpc://127.0.0.1:{self.port}/peer"
+        return f"http://127.0.0.1:{self.http_port}/v2/models/peer"
 
 
 #: Prepares a server in a folder of its own.
@@ -64,7 +78,7 @@ def prepare_mlserver(net: Path, shape: tuple[int, int, int], classes: int) -> Pr
     """MLServer with an ONNX classifier named `peer`."""
 
     def prepare(folder: Path) -> Prepared:
-        python = environment("mlserver", "mlserver==1.7.1", "onnxruntime==1.32.0")
+        python = environment("mlserver", *MLSERVER)
         http, rpc, metrics = free_ports(3)
         home = folder / "mlserver"
         (home / "peer").mkdir(parents=True)
@@ -86,7 +100,7 @@ def prepare_mlserver(net: Path, shape: tuple[int, int, int], classes: int) -> Pr
         }
         (home / "peer" / "model-settings.json").write_text(json.dumps(model))
         command = [str(python.parent / "mlserver"), "start", str(home)]
-        return Prepared(command, home / "peer", rpc)
+        return Prepared(command, home / "peer", rpc, http)
 
     return prepare
 
@@ -95,13 +109,13 @@ def prepare_kserve(net: Path, shape: tuple[int, int, int], classes: int) -> Prep
     """KServe's Python server with the same."""
 
     def prepare(folder: Path) -> Prepared:
-        python = environment("kserve", "kserve==0.21.0", "onnxruntime==1.32.0")
+        python = environment("kserve", *KSERVE)
         http, rpc = free_ports(2)
         command = [
             str(python), str(_KSERVE), "--net", str(net), "--shape", *map(str, shape),
             "--classes", str(classes), "--http_port", str(http), "--grpc_port", str(rpc),
         ]  # fmt: skip
-        return Prepared(command, folder, rpc)
+        return Prepared(command, folder, rpc, http)
 
     return prepare
 
@@ -121,7 +135,7 @@ def prepare_triton(net: Path, shape: tuple[int, int, int], classes: int) -> Prep
             str(python), str(_PYTRITON), "--net", str(net), "--shape", *map(str, shape),
             "--classes", str(classes), "--ports", str(http), str(rpc), str(metrics),
         ]  # fmt: skip
-        return Prepared(command, folder, rpc)
+        return Prepared(command, folder, rpc, http)
 
     return prepare
 
@@ -139,9 +153,18 @@ def peer(
     name: str, net: Path, folder: Path, shape: tuple[int, int, int], classes: int
 ) -> Iterator[str]:
     """One of them, running; yields its gRPC address."""
+    with running_peer(name, net, folder, shape, classes) as found:
+        yield f"127.0.0.1:{found.port}"
+
+
+@contextmanager
+def running_peer(
+    name: str, net: Path, folder: Path, shape: tuple[int, int, int], classes: int
+) -> Iterator[Prepared]:
+    """One of them, running; yields its ports."""
     found = PREPARED[name](net, shape, classes)(folder)
-    with _running(found.command, found.folder, found.port) as address:
-        yield address
+    with _running(found.command, found.folder, found.port):
+        yield found
 
 
 @contextmanager

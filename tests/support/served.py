@@ -20,17 +20,30 @@ from google.rpc.status_pb2 import Status
 
 from firewall.bundle.signing import Signer
 
+#: Flags of a server that takes any ports.
+FREE_PORTS = ("--grpc-port", "0", "--rest-port", "0", "--operations-port", "0")
+
 
 @dataclass
 class Served:
     process: subprocess.Popen[str]
-    port: int
-    http_port: int
+    grpc_port: int
+    rest_port: int
+    operations_port: int
+    admin: str | None
     audit: Path
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def rest(self) -> str:
+        return f"http://127.0.0.1:{self.rest_port}"
+
+    @property
+    def operations(self) -> str:
+        return f"http://127.0.0.1:{self.operations_port}"
 
     def events(self) -> list[dict[str, Any]]:
         """Of the audit log, once it is still: a thread of its own writes it, after the answer."""
@@ -53,7 +66,7 @@ def served(bundle: Path, signer: Signer, folder: Path, *options: str) -> Iterato
         process = subprocess.Popen(
             [
                 sys.executable, "-m", "firewall", "serve", str(bundle), "--trust", str(key),
-                "--host", "127.0.0.1", "--port", "0", "--http-port", "0",
+                "--host", "127.0.0.1", *FREE_PORTS,
                 "--audit-log", str(audit), *options,
             ],
             stderr=stderr,
@@ -70,8 +83,16 @@ def served(bundle: Path, signer: Signer, folder: Path, *options: str) -> Iterato
                 process.wait(0.05)
             except subprocess.TimeoutExpired:
                 continue
-        event = json.loads(audit.read_text().splitlines()[0])
-        yield Served(process, event["port"], event["http_port"], audit)
+        events = [json.loads(line) for line in audit.read_text().splitlines()]
+        [event] = [one for one in events if one["event"] == "serving"]
+        yield Served(
+            process,
+            event["grpc_port"],
+            event["rest_port"],
+            event["operations_port"],
+            event["admin"],
+            audit,
+        )
     finally:
         if process.poll() is None:
             process.kill()

@@ -67,9 +67,10 @@ class TinyLogits(nn.Module):
         return self.inner(x).logits
 
 
-def write_tiny_onnx(path: Path) -> Path:
-    """The classifier alone as an ONNX file."""
-    path.write_bytes(export(TinyLogits().eval(), {"x": images(2)}, ["logits"]))
+def write_tiny_onnx(path: Path, side: int = SIDE) -> Path:
+    """The classifier alone as an ONNX file, for images of a size that 16 divides."""
+    example = F.interpolate(images(2), size=(side, side))
+    path.write_bytes(export(TinyLogits().eval(), {"x": example}, ["logits"]))
     return path
 
 

@@ -1,13 +1,11 @@
-"""Shares and rates of clients, by a clock of the test's own."""
+"""Limits on requests in progress and on rates, by a clock of the test's own."""
 
 from __future__ import annotations
-
-from contextlib import ExitStack
 
 import pytest
 
 from firewall.errors import Overloaded
-from firewall.serve.admission import Admission
+from firewall.serve.admission import Admission, AdmissionController, fair_key
 
 
 class Clock:
@@ -17,64 +15,132 @@ class Clock:
         return self.now
 
 
-def test_a_bucket_empties_and_fills() -> None:
+def test_rate_is_counted_in_rows_and_refills() -> None:
     clock = Clock()
-    admission = Admission(8, rate=2.0, burst=3.0, clock=clock)
-    for _ in range(3):
-        with admission.enter("a"):
-            pass
-    with pytest.raises(Overloaded, match="more than 2 requests a second") as caught:
-        admission.enter("a").__enter__()
+    controller = AdmissionController(8, rate=2.0, burst=4.0, clock=clock)
+    admission = controller.admit("a")
+    admission.charge(4)
+    admission.release()
+    with pytest.raises(Overloaded, match="more than 2 rows a second") as caught:
+        controller.admit("a")
     assert caught.value.retry_after == pytest.approx(0.5)
-    with admission.enter("b"):
-        pass
+    controller.admit("b").release()
     clock.now += 0.5
-    with admission.enter("a"):
-        pass
+    controller.admit("a").release()
     with pytest.raises(Overloaded):
-        admission.enter("a").__enter__()
+        controller.admit("a")
 
 
-def test_one_client_alone_may_have_everything_and_half_while_another_asks() -> None:
+def test_large_batch_puts_a_client_into_debt() -> None:
     clock = Clock()
-    admission = Admission(4, clock=clock)
-    with ExitStack() as stack:
-        for _ in range(4):
-            stack.enter_context(admission.enter("greedy"))
-        with admission.enter("modest"):
-            pass
-        with pytest.raises(Overloaded, match="4 requests of this client"):
-            stack.enter_context(admission.enter("greedy"))
-        # Who has not asked for a while does not wait.
-        clock.now += 1.5
-        stack.enter_context(admission.enter("greedy"))
-        stack.enter_context(admission.enter("modest"))
-        stack.enter_context(admission.enter("modest"))
+    controller = AdmissionController(8, rate=1.0, burst=2.0, clock=clock)
+    admission = controller.admit("a")
+    admission.charge(12)
+    admission.release()
+    with pytest.raises(Overloaded) as caught:
+        controller.admit("a")
+    assert caught.value.retry_after == pytest.approx(11.0)
+
+
+def test_client_that_is_alone_may_have_every_place() -> None:
+    controller = AdmissionController(4, clock=Clock())
+    for _ in range(4):
+        controller.admit("only")
+    with pytest.raises(Overloaded, match="4 requests are in progress"):
+        controller.admit("only")
+
+
+def test_places_are_shared_fairly_once_half_are_taken() -> None:
+    clock = Clock()
+    controller = AdmissionController(12, clock=clock)
+    slow = [f"slow {number}" for number in range(4)]
+    held: list[Admission] = []
+    for client in slow * 12:
+        try:
+            held.append(controller.admit(client))
+        except Overloaded:
+            continue
+    # A share for each of the four, and one that is kept for who comes next.
+    assert len(held) <= 9
+    modest = controller.admit("modest")
+    with pytest.raises(Overloaded, match="of this client"):
+        controller.admit(slow[0])
+    modest.release()
+    for admission in held:
+        admission.release()
+        admission.release()
+    assert controller.running == 0
+
+
+def test_others_count_only_while_they_ask() -> None:
+    clock = Clock()
+    controller = AdmissionController(4, clock=clock)
+    controller.admit("modest").release()
+    controller.admit("greedy")
+    controller.admit("greedy")
+    with pytest.raises(Overloaded):
+        controller.admit("greedy")
+    clock.now += 1.5
+    controller.admit("greedy")
+
+
+def test_expected_wait_refuses_with_a_time_to_retry() -> None:
+    backlog = 0.0
+    controller = AdmissionController(
+        64, max_wait=1.0, backlog_seconds=lambda: backlog, clock=Clock()
+    )
+    controller.admit("a")
+    backlog = 3.0
+    with pytest.raises(Overloaded, match=r"would wait 3\.0 s") as caught:
+        controller.admit("a")
+    assert caught.value.retry_after == 3.0
+
+
+def test_wait_is_expected_from_the_pace_of_completions() -> None:
+    clock = Clock()
+    controller = AdmissionController(64, max_wait=1.0, clock=clock)
+    held = [controller.admit("a") for _ in range(40)]
+    for admission in held[:20]:
+        clock.now += 0.05
+        admission.release()
+    # Twenty are ahead and one ends every 50 ms.
+    with pytest.raises(Overloaded, match=r"would wait 1\.6 s"):
+        controller.admit("a")
+    for admission in held[20:]:
+        admission.release()
+    controller.admit("a")
+
+
+def test_refused_request_holds_no_place() -> None:
+    controller = AdmissionController(2, rate=1.0, burst=1.0, clock=Clock())
+    controller.admit("a")
+    for _ in range(5):
         with pytest.raises(Overloaded):
-            stack.enter_context(admission.enter("modest"))
-    # Everything was given back.
-    with admission.enter("modest"), admission.enter("modest"):
-        pass
+            controller.admit("a")
+    assert controller.running == 1
 
 
-def test_a_refused_request_holds_no_place() -> None:
-    admission = Admission(2, rate=1.0, burst=1.0, clock=Clock())
-    with admission.enter("a"):
-        for _ in range(5):
-            with pytest.raises(Overloaded):
-                admission.enter("a").__enter__()
-    with admission.enter("b"), pytest.raises(Overloaded):
-        admission.enter("b").__enter__()
+def test_memory_of_clients_is_bounded_and_keeps_those_with_requests() -> None:
+    controller = AdmissionController(100_000, rate=1e6, burst=3.0, clock=Clock())
+    held = controller.admit("stays")
+    held.charge(3)
+    for number in range(10_050):
+        controller.admit(f"client {number}").release()
+    with pytest.raises(Overloaded):
+        controller.admit("stays")
 
 
-def test_many_names_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firewall.serve.admission._CLIENTS", 10)
-    admission = Admission(4, clock=Clock())
-    with admission.enter("stays"):
-        for number in range(100):
-            with admission.enter(f"client {number}"):
-                pass
-        assert len(admission._clients) <= 11
-        # It was not forgotten while it ran: its second request is its second.
-        with admission.enter("stays"), pytest.raises(Overloaded):
-            admission.enter("stays").__enter__()
+@pytest.mark.parametrize(
+    ("client", "key"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("token:me", "token:me"),
+        ("cert:spiffe://a/b", "cert:spiffe://a/b"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_ipv6_clients_are_counted_by_network(client: str, key: str) -> None:
+    assert fair_key(client) == key

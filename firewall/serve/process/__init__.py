@@ -1,0 +1,1 @@
+"""Several worker processes, and files that change."""

@@ -1,0 +1,143 @@
+"""The REST port: uvicorn in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import threading
+import time
+from typing import Any
+
+import uvicorn
+
+from firewall.errors import ConfigError
+from firewall.serve.http_protocol import BoundedHttpProtocol
+from firewall.serve.tls import Credentials, Reader
+
+log = logging.getLogger(__name__)
+
+#: Seconds that an idle connection is kept between two requests.
+KEEP_ALIVE = 75
+#: Connections beyond which new ones are answered 503.
+MAX_CONNECTIONS = 4096
+_BACKLOG = 512
+_LOOK = 1.0
+
+
+class RestServer:
+    """A bound HTTP port."""
+
+    def __init__(
+        self,
+        application: Any,
+        *,
+        host: str,
+        port: int,
+        flag: str,
+        credentials: Credentials | None,
+        shared_port: bool = False,
+    ) -> None:
+        """Bind the port; nothing is answered before `start`.
+
+        Args:
+            application: ASGI.
+            host: address.
+            port: 0 takes a free one.
+            flag: that names the port, for errors.
+            credentials: of TLS; None means plain text.
+            shared_port: whether other workers listen on the same port.
+
+        Raises:
+            ConfigError: the port cannot be bound, or the certificate cannot be used.
+
+        """
+        self._reader = None if credentials is None else Reader(credentials)
+        self._socket = bind_socket(host, port, flag, shared=shared_port)
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            application,
+            loop="asyncio",
+            http=BoundedHttpProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            limit_concurrency=MAX_CONNECTIONS,
+        )
+        if credentials is not None and self._reader is not None:
+            config.ssl_certfile = str(credentials.certificate)
+            config.ssl_keyfile = str(credentials.key)
+            config.load()
+            config.ssl = self._reader.http_context()
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="rest", daemon=True)
+
+    def start(self) -> None:
+        """Answer requests."""
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.005)
+
+    def stop(self, grace: float) -> None:
+        """Take no more requests, let running ones end, and free the port."""
+        self._server.config.timeout_graceful_shutdown = max(1, int(grace))
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(grace + 5.0)
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception:
+            log.exception("the REST server ended")
+
+    async def _serve(self) -> None:
+        refreshing = asyncio.create_task(self._refresh_certificates())
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            refreshing.cancel()
+
+    async def _refresh_certificates(self) -> None:
+        while self._reader is not None:
+            self._reader.refresh()
+            await asyncio.sleep(_LOOK)
+
+
+def bind_socket(host: str, port: int, flag: str, *, shared: bool = False) -> socket.socket:
+    """Bind a listening TCP socket.
+
+    Args:
+        host: address, IPv6 with or without brackets.
+        port: 0 takes a free one.
+        flag: that names the port, for errors.
+        shared: whether other processes of this server bind the same port.
+
+    Raises:
+        ConfigError: it cannot be bound.
+
+    """
+    address = host.strip("[]")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # The protocol is named: asyncio turns Nagle's algorithm off only for sockets that say TCP, and
+    # with it every answer waits 40 ms for a delayed acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        listening.bind((address, port))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        problem = "; is it in use?" if error.errno == errno.EADDRINUSE else f": {error.strerror}"
+        raise ConfigError(f"{flag}: {host}:{port} cannot be bound{problem}") from error
+    listening.set_inheritable(False)
+    return listening
