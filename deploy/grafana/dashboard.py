@@ -1,4 +1,4 @@
-"""Writes firewall.json, the dashboard, beside this script.
+"""Write firewall.json, the dashboard, beside this script.
 
 python deploy/grafana/dashboard.py [--check]
 """
@@ -18,12 +18,12 @@ _MODEL = 'model=~"$model"'
 
 @dataclass(frozen=True)
 class Panel:
-    """A graph. Queries by legend; half a row wide."""
+    """A graph, half a row wide. Queries are by legend."""
 
     title: str
     queries: dict[str, str]
     unit: str = "short"
-    says: str = ""
+    description: str = ""
 
 
 def _quantile(share: float, metric: str, by: str) -> str:
@@ -32,10 +32,19 @@ def _quantile(share: float, metric: str, by: str) -> str:
 
 
 PANELS: tuple[Panel, ...] = (
-    Panel("Ready", {"{{instance}}": "firewall_ready"}, says="0: self-test not passed, or draining"),
+    Panel(
+        "Ready",
+        {"{{instance}}": "firewall_ready"},
+        description="0: self-test not passed, or draining",
+    ),
     Panel(
         "Requests by status",
-        {"{{grpc_code}}": "sum by (grpc_code) (rate(grpc_server_handled_total[$__rate_interval]))"},
+        {
+            "gRPC {{grpc_code}}": "sum by (grpc_code) "
+            "(rate(grpc_server_handled_total[$__rate_interval]))",
+            "REST {{status}}": "sum by (status) "
+            "(rate(http_server_requests_total[$__rate_interval]))",
+        },
         "reqps",
     ),
     Panel(
@@ -57,7 +66,7 @@ PANELS: tuple[Panel, ...] = (
         "On clean traffic the policy's false-positive rate.",
     ),
     Panel(
-        "Who speaks against rows",
+        "Rows by detector that spoke against them",
         {
             "{{detector}}": "sum by (detector) "
             f"(rate(firewall_reasons_total{{{_MODEL}}}[$__rate_interval]))"
@@ -67,22 +76,25 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "Evidence against calibration",
         {"{{model}}": f"firewall_calibration_evidence{{{_MODEL}}}"},
-        says="1 is an alarm: the promised rate no longer holds for this traffic.",
+        description="1 is an alarm: the promised rate no longer holds for this traffic.",
     ),
     Panel(
         "p-values",
         {
-            "at most {{le}}": f"sum by (le) (rate(firewall_p_value_bucket{{{_MODEL}}}"
+            "up to {{le}}": f"sum by (le) (rate(firewall_p_value_rows_total{{{_MODEL}}}"
             "[$__rate_interval]))"
         },
         "ops",
-        "On clean traffic the line of each p is p times the uppermost.",
+        "Rows of each bucket, which ends at its p-value. On clean traffic a bucket's share of all "
+        "rows is its width.",
     ),
     Panel(
         "Latency of answers",
         {
             "p50 {{grpc_method}}": _quantile(0.5, "grpc_server_handling_seconds", "grpc_method"),
             "p99 {{grpc_method}}": _quantile(0.99, "grpc_server_handling_seconds", "grpc_method"),
+            "p50 {{route}}": _quantile(0.5, "http_server_request_seconds", "route"),
+            "p99 {{route}}": _quantile(0.99, "http_server_request_seconds", "route"),
         },
         "s",
     ),
@@ -92,7 +104,7 @@ PANELS: tuple[Panel, ...] = (
         "s",
     ),
     Panel(
-        "Waiting",
+        "Time that a batch waits",
         {
             "p99 of the first in a batch": _quantile(0.99, "firewall_queue_wait_seconds", "model"),
         },
@@ -104,7 +116,7 @@ PANELS: tuple[Panel, ...] = (
         {"p50 {{model}}": _quantile(0.5, "firewall_batch_rows", "model")},
     ),
     Panel(
-        "Share of rows that cost more",
+        "Share of rows for which the expensive tier ran",
         {
             "{{model}}": "sum by (model) (rate(firewall_escalated_rows_total"
             f"{{{_MODEL}}}[$__rate_interval])) / "
@@ -124,7 +136,7 @@ PANELS: tuple[Panel, ...] = (
             f"(rate(firewall_shadow_rows_total{{{_MODEL}}}[$__rate_interval]))",
             "another class": "sum(rate(firewall_shadow_label_changes_total"
             f"{{{_MODEL}}}[$__rate_interval]))",
-            "not seen, {{why}}": "sum by (why) "
+            "not compared, {{why}}": "sum by (why) "
             f"(rate(firewall_shadow_missed_total{{{_MODEL}}}[$__rate_interval]))",
         },
         "ops",
@@ -157,13 +169,13 @@ PANELS: tuple[Panel, ...] = (
 
 
 def dashboard() -> dict[str, Any]:
-    """As Grafana reads it."""
+    """The dashboard as Grafana reads it."""
     panels = [
         {
             "id": number + 1,
             "type": "timeseries",
             "title": panel.title,
-            "description": panel.says,
+            "description": panel.description,
             "datasource": _SOURCE,
             "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)},
             "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
@@ -205,9 +217,11 @@ def dashboard() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write it, or look whether it is current."""
+    """Write the file, or check that it is current."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
+    parser.add_argument(
+        "--check", action="store_true", help="Change nothing; exit with 1 if the file is stale."
+    )
     arguments = parser.parse_args()
     text = json.dumps(dashboard(), indent=1) + "\n"
     if OUT.exists() and OUT.read_text() == text:

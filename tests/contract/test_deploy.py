@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
-from firewall.cli.app import app
 from firewall.screening.policy import Policy
 from firewall.serve.metrics import Metrics
+from firewall.serve.settings import Settings, fields
+from firewall.upstream.settings import UpstreamSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -55,7 +55,8 @@ def queries() -> list[tuple[str, str]]:
     alerts = [(rule["alert"], rule["expr"]) for rule in ALERTS]
     panels = [(p["title"], t["expr"]) for p in DASHBOARD["panels"] for t in p["targets"]]
     table = (ROOT / "docs" / "operations.md").read_text()
-    rows = re.findall(r"^\| `([^`]*(?:firewall_|grpc_)[^`]*)` \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| `([^`]*(?:firewall_|grpc_|http_)[^`]*)` \|", table, re.MULTILINE)
+    assert rows
     return [*alerts, *panels, *((row, row.partition(" rising")[0]) for row in rows)]
 
 
@@ -109,20 +110,38 @@ def test_promtool_agrees(arguments: list[str]) -> None:
 
 
 def flags() -> set[str]:
-    command: Any = typer.main.get_command(app)
-    return {name for one in command.commands["serve"].params for name in one.opts}
+    """Flags of `firewall serve`, which are the names of the settings."""
+    return {f"--{name.replace('_', '-')}" for name, _, _ in fields()}
 
 
 def containers(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Containers of a Kubernetes document, each with its pod."""
-    pod = document.get("spec", {}).get("template", {}).get("spec")
+    spec = document.get("spec", {})
+    pod = spec.get("template", {}).get("spec") or spec.get("predictor")
     for one in (pod or {}).get("containers", ()):
         yield one, pod
 
 
 def unknown(arguments: list[str]) -> set[str]:
+    """Flags that `firewall serve` does not have; values are checked as the settings check them."""
     assert arguments[0] == "serve"
+    given = dict(one.removeprefix("--").split("=") for one in arguments if "=" in one)
+    Settings(**{name.replace("-", "_"): value for name, value in given.items()})
+    if "upstream" in given:
+        UpstreamSettings.parse(given["upstream"])
     return {one.partition("=")[0] for one in arguments if one.startswith("--")} - flags()
+
+
+def test_a_flag_that_does_not_exist_is_found() -> None:
+    assert unknown(["serve", "bundle", "--watch", "--transport"]) == {"--transport"}
+
+
+#: Ports by the names that probes, services and policies use.
+PORTS = {
+    "grpc": Settings.model_fields["grpc_port"].default,
+    "http": Settings.model_fields["rest_port"].default,
+    "metrics": Settings.model_fields["operations_port"].default,
+}
 
 
 def test_compose_starts_what_there_is() -> None:
@@ -130,8 +149,11 @@ def test_compose_starts_what_there_is() -> None:
     firewall = services["firewall"]
     assert unknown(firewall["command"]) == set()
     assert firewall["read_only"] is True
-    # Whoever can ask the classifier directly goes around the firewall.
+    # A client that reaches the classifier directly bypasses the firewall.
     assert "ports" not in services["classifier"]
+    published = {int(one.rpartition(":")[2]) for one in firewall["ports"]}
+    assert published == {PORTS["grpc"], PORTS["http"]}
+    assert str(PORTS["metrics"]) in firewall["expose"]
     for service in services.values():
         for volume in service.get("volumes", ()):
             source = volume.partition(":")[0]
@@ -148,15 +170,28 @@ def test_overlays_build_and_run_without_root(overlay: Path) -> None:
         pytest.skip("this kubectl has no kustomize")
     assert done.returncode == 0, done.stderr
     documents = list(yaml.safe_load_all(done.stdout))
+    kinds = {one["kind"]: one for one in documents}
+    assert ("ConfigMap", "firewall-policy") in {
+        (one["kind"], one["metadata"]["name"]) for one in documents
+    }
     seen = set()
     for document in documents:
         assert document["apiVersion"]
         for container, pod in containers(document):
             seen.add(container["name"])
-            if container["name"] == "firewall":
+            if container["image"].startswith("robustness-firewall:"):
+                # KServe knows the container that clients reach by its name.
+                kserve = document["kind"] == "InferenceService"
+                assert container["name"] == ("transformer-container" if kserve else "firewall")
                 assert unknown(container["args"]) == set()
+                # The default is loopback, where Prometheus is not.
+                assert "--operations-host=0.0.0.0" in container["args"]
                 ports = {one["name"]: one["containerPort"] for one in container["ports"]}
-                assert ports == {"grpc": 8081, "http": 8082}
+                assert ports == PORTS
+                for probe in ("readinessProbe", "livenessProbe"):
+                    asked = container[probe]["httpGet"]
+                    assert asked["port"] == "http"
+                    assert asked["path"] in ("/v2/health/ready", "/v2/health/live")
             security = container["securityContext"]
             assert pod["securityContext"]["runAsNonRoot"] is True
             assert security["readOnlyRootFilesystem"] is True
@@ -164,14 +199,34 @@ def test_overlays_build_and_run_without_root(overlay: Path) -> None:
             assert security["capabilities"] == {"drop": ["ALL"]}
             mounted = {one["name"] for one in container["volumeMounts"]}
             assert mounted <= {one["name"] for one in pod["volumes"]}
-    assert "firewall" in seen
-    names = {(one["kind"], one["metadata"]["name"]) for one in documents}
-    assert ("Service", "firewall") in names
+    assert seen & {"firewall", "transformer-container"}
+    assert "Service" in kinds or "InferenceService" in kinds
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_only_prometheus_reaches_the_operations_port(overlay: Path) -> None:
+    done = subprocess.run(
+        [tool("kubectl"), "kustomize", str(overlay)], capture_output=True, text=True, check=False
+    )
+    if "unknown command" in done.stderr:
+        pytest.skip("this kubectl has no kustomize")
+    documents = list(yaml.safe_load_all(done.stdout))
+    [policy] = [one for one in documents if one["kind"] == "NetworkPolicy"]
+    rules = {
+        port["port"]: rule.get("from") for rule in policy["spec"]["ingress"]
+        for port in rule["ports"]
+    }  # fmt: skip
+    assert rules.keys() == PORTS.keys()
+    assert rules["grpc"] is None
+    assert rules["http"] is None
+    [source] = rules["metrics"]
+    assert source["podSelector"]["matchLabels"]
+    assert source["namespaceSelector"]["matchLabels"]
 
 
 def test_the_policy_of_the_base_is_one() -> None:
-    # Eases in: a guard that refuses from the first minute is switched off in the second.
-    assert Policy.load(DEPLOY / "kubernetes" / "base" / "policy.toml").mode == "monitor"
+    # Monitor mode first: a guard that refuses from the first minute is switched off in the second.
+    assert Policy.load(DEPLOY / "kubernetes" / "policy" / "policy.toml").mode == "monitor"
 
 
 def test_the_image_has_no_compiler_and_no_root() -> None:
@@ -184,33 +239,51 @@ def test_the_image_has_no_compiler_and_no_root() -> None:
         assert re.search(r"^USER 65532:65532$", stage, re.MULTILINE)
         command = json.loads(re.findall(r"^CMD (.*)$", stage, re.MULTILINE)[0])
         assert unknown(command) == set()
-    # Extras that are installed exist.
-    extras = re.findall(r"'\.\[([a-z,]+)\]'", by_name["build-cpu"])
-    project = (ROOT / "pyproject.toml").read_text()
-    for extra in extras[0].split(","):
-        assert f"\n{extra} = [" in project
+        [exposed] = re.findall(r"^EXPOSE (.*)$", stage, re.MULTILINE)
+        assert {int(port) for port in exposed.split()} == set(PORTS.values())
 
 
-def test_envoy_lets_both_services_through_and_no_other() -> None:
+def test_envoy_lets_the_services_of_clients_through_and_no_other() -> None:
     body = yaml.safe_load((DEPLOY / "envoy" / "envoy.yaml").read_text())
     [listener] = body["static_resources"]["listeners"]
     [filters] = [one["filters"] for one in listener["filter_chains"]]
     routes = filters[0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
-    assert {one["match"]["prefix"] for one in routes} == {
-        "/inference.GRPCInferenceService/", "/firewall.v1.FirewallService/",
+    places = {
+        one["match"].get("prefix", one["match"].get("path_separated_prefix")):
+        one["route"]["cluster"] for one in routes
     }  # fmt: skip
+    assert places == {
+        "/inference.GRPCInferenceService/": "grpc",
+        "/firewall.v1.FirewallService/": "grpc",
+        "/v2": "rest",
+        "/firewall/v1": "rest",
+    }
+    ports = {
+        cluster["name"]: endpoint["endpoint"]["address"]["socket_address"]["port_value"]
+        for cluster in body["static_resources"]["clusters"]
+        for group in cluster["load_assignment"]["endpoints"]
+        for endpoint in group["lb_endpoints"]
+    }
+    assert ports == {"grpc": PORTS["grpc"], "rest": PORTS["http"]}
 
 
 @pytest.mark.slow
 def test_the_image_s_program_runs_in_a_clean_environment(tmp_path: Path) -> None:
-    """As the Dockerfile's first stage installs it: no torch, and what serve needs is there."""
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", "-c", "constraints.txt",
-         ".[postgresql,redis,tracing]"],
-        cwd=ROOT, check=True,
-    )  # fmt: skip
+    """As the Dockerfile installs the CPU image: no torch, and all that serve needs."""
+    python, builder = (tmp_path / name / "bin" / "python" for name in ("venv", "build"))
+
+    def pip(interpreter: Path, *arguments: str) -> None:
+        subprocess.run([str(interpreter), "-m", "pip", *arguments], cwd=ROOT, check=True)
+
+    for interpreter in (python, builder):
+        subprocess.run([sys.executable, "-m", "venv", str(interpreter.parents[1])], check=True)
+    hashed = ("install", "--quiet", "--require-hashes", "--no-deps")
+    pip(builder, *hashed, "-r", "deploy/requirements-build.txt")
+    pip(builder, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+        "--wheel-dir", str(tmp_path / "wheels"), ".")  # fmt: skip
+    pip(python, *hashed, "-r", "deploy/requirements.txt", "-r", "deploy/requirements-cpu.txt")
+    [wheel] = (tmp_path / "wheels").iterdir()
+    pip(python, "install", "--quiet", "--no-deps", "--no-index", str(wheel))
     code = "import firewall.serve.server, firewall_plugins.monitors.query_similarity, redis"
     subprocess.run([str(python), "-c", code], cwd=tmp_path, check=True)
     assert subprocess.run([str(python), "-c", "import torch"], check=False,
