@@ -1,6 +1,6 @@
 """Fifty reloads, ten killed workers, five upstreams and five Redises that go and come, a full disk.
 
-    python -m benchmarks.chaos
+    python -m benchmarks.chaos [--reloads 50] [--kills 10] [--restarts 5]
 
 A tiny guard in front of a classifier that is served elsewhere, two workers, monitors in Redis, a
 quarantine on a disk of its own, under steady load of clean and forged images. Every answer is
@@ -22,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,22 +30,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.environment import environment
+from benchmarks.running import children
+from benchmarks.scrape import total
 from firewall.bundle.signing import Signer, user_signer
 from firewall.bundle.store import open_bundle
-from firewall.cli.quarantine import open_store
 from firewall.client import OpenInferenceClient
 from firewall.client.admin import AdminClient
 from firewall.errors import FirewallError, NotReady, Overloaded, Refused
+from firewall.quarantine.opening import open_store
 from firewall.train.steps import write_json
 from tests.support.peers import free_ports
 from tests.support.redis import Redis
+from tests.support.served import FREE_PORTS
 from tests.support.tiny import another, build_tiny, forged, wire
 
 OUT = Path(__file__).parent / "results" / "chaos" / "result.json"
-RELOADS, KILLS, RESTARTS, CLIENTS = 50, 10, 5, 4
+CLIENTS = 4
 #: Statuses that a fault may give besides OK for clean rows and PERMISSION_DENIED for forged ones.
 DOCUMENTED: dict[str, set[str]] = {
     "nothing": set(),
@@ -157,6 +158,12 @@ class Process:
         self.process.send_signal(number)
         return self.process.wait(60)
 
+    def kill(self) -> None:
+        """End it if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(60)
+
     def _serving(self) -> list[dict[str, Any]]:
         if not self._audit.exists():
             return []
@@ -179,41 +186,15 @@ def small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def stored(http_port: int) -> float:
-    """Quarantined rows that the running workers have said to be there."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=5) as page:
-        families = text_string_to_metric_families(page.read().decode())
-    return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == "firewall_quarantine_rows_total" and sample.labels["state"] == "stored"
-    )
+def stored(operations_port: int) -> float:
+    """Quarantined rows that the workers have counted as stored."""
+    return total(operations_port, "firewall_quarantine_rows_total", state="stored")
 
 
-def workers(http_port: int) -> float:
-    """Those that answer."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=5) as page:
-        families = text_string_to_metric_families(page.read().decode())
-    return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == "firewall_workers"
-    )
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True
-    )
-    return [int(one) for one in found.stdout.split()]
-
-
-def replaced(supervisor: int, victim: int, http_port: int) -> bool:
-    """Whether another worker answers in its place."""
+def is_replaced(supervisor: int, victim: int, operations_port: int) -> bool:
+    """Whether another worker answers in the place of the one that was killed."""
     now = children(supervisor)
-    return victim not in now and len(now) == 2 and workers(http_port) == 2
+    return victim not in now and len(now) == 2 and total(operations_port, "firewall_workers") == 2
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -226,6 +207,9 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reloads", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=10, help="of workers")
+    parser.add_argument("--restarts", type=int, default=5, help="of upstream and of Redis")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     measured_in = environment(("onnxruntime-gpu", "grpcio", "redis", "sqlalchemy"))
@@ -239,9 +223,12 @@ def main() -> None:
         [port] = free_ports(1)
         upstream = Process(
             [str(folder / "tiny"), "--trust", str(folder / "signer.pub"), "--mode", "off",
-             "--port", str(port), "--http-port", "0"],
+             "--grpc-port", str(port), "--rest-port", "0", "--operations-port", "0",
+             "--admin-socket", "off"],
             folder / "upstream.jsonl", folder / "upstream.txt",
         )  # fmt: skip
+        # What a failure leaves behind would go on answering.
+        stack.callback(upstream.kill)
         upstream.start()
         url = f"grpc://127.0.0.1:{port}/tiny"
         np.savez(folder / "clean.npz", x=wire(200, 1))
@@ -262,12 +249,13 @@ def main() -> None:
              "--policy", str(folder / "policy.toml"), "--state", redis.url, "--state-key",
              str(folder / "state.key"), "--quarantine", str(database), "--quarantine-key",
              str(folder / "pseudonym.key"), "--quarantine-bytes", str(1 << 20), "--workers", "2",
-             "--port", "0", "--http-port", "0", "--admin-port", "0"],
+             *FREE_PORTS, "--admin-socket", str(folder / "admin.sock")],
             folder / "audit.jsonl", folder / "errors.txt",
         )  # fmt: skip
+        stack.callback(firewall.kill)
         event = firewall.start()
         assert firewall.process is not None
-        address = f"127.0.0.1:{event['port']}"
+        address = f"127.0.0.1:{event['grpc_port']}"
         clean, expected = [], []
         with (
             OpenInferenceClient(address, model="tiny") as guarded,
@@ -282,7 +270,7 @@ def main() -> None:
                     continue
                 clean.append(x)
                 expected.append(bare.infer({"image": x})["logits"])
-        admin = stack.enter_context(AdminClient(f"127.0.0.1:{event['admin_port']}"))
+        admin = stack.enter_context(AdminClient(event["admin"]))
         load = Load(address, clean, expected)
         load.start()
         done: Counter[str] = Counter()
@@ -290,25 +278,26 @@ def main() -> None:
         try:
             time.sleep(3)
             load.phase = "reloads"
-            for number in range(RELOADS):
-                place = folder / ("second" if number % 2 == 0 else "first")
-                assert admin.reload(path=str(place)).changed
+            for number in range(arguments.reloads):
+                newer = number % 2 == 0
+                place = folder / ("second" if newer else "first")
+                assert admin.reload(path=str(place), allow_downgrade=not newer).changed
                 done["reloads"] += 1
             time.sleep(1)
             say(f"reloads: {load.counts['reloads']}")
-            seen = stored(event["http_port"])
+            seen = stored(event["operations_port"])
             load.phase = "killed workers"
             time.sleep(0.5)
-            for _ in range(KILLS):
+            for _ in range(arguments.kills):
                 [victim, *_] = children(firewall.process.pid)
                 os.kill(victim, signal.SIGKILL)
-                until(partial(replaced, firewall.process.pid, victim, event["http_port"]))
+                until(partial(is_replaced, firewall.process.pid, victim, event["operations_port"]))
                 done["killed workers"] += 1
             say(f"killed workers: {load.counts['killed workers']}")
             time.sleep(1)
             load.phase = "upstream restarts"
             time.sleep(0.5)
-            for _ in range(RESTARTS):
+            for _ in range(arguments.restarts):
                 upstream.stop(signal.SIGKILL)
                 time.sleep(1)
                 upstream.start()
@@ -319,7 +308,7 @@ def main() -> None:
             time.sleep(2)
             load.phase = "Redis restarts"
             time.sleep(0.5)
-            for _ in range(RESTARTS):
+            for _ in range(arguments.restarts):
                 redis.stop()
                 time.sleep(1)
                 redis.start()

@@ -15,24 +15,25 @@ from PIL import Image
 from benchmarks.latency import Bare, summary
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
+from firewall.decoding.decode import decode_image
 from firewall.guard.compile import example, export
 from firewall.screening.calibration import Calibration
 from firewall.screening.compiled import CompiledGuard
 from firewall.screening.live import LiveGuard
 from firewall.screening.policy import Policy
-from firewall.screening.preprocess import decode_image, to_wire
+from firewall.screening.preprocess import to_wire
 from firewall.screening.session import open_session
 from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
 from firewall.train.photographs import crops, split, wheel_photographs
 
-REQUESTS, WARM = 300, 20
-#: Side of the JPEG files: what a client's camera would send, to be scaled down.
+WARM = 20
+#: Side of the JPEG files in pixels: larger than the classifier's input, so they are scaled down.
 SIDE = 512
 
 
-def in_process(folder: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Ratios by threads, of tensors and of JPEG bytes; and the bare graph."""
+def in_process(folder: Path, requests: int) -> tuple[list[dict[str, Any]], Path]:
+    """Measure tensors and JPEG bytes by threads; returns the figures and the bare graph's file."""
     signer = Signer.generate()
     build_default(folder / "in-process", signer, lambda step: None)
     bundle = open_bundle(folder / "in-process", {signer.public})
@@ -64,11 +65,12 @@ def in_process(folder: Path) -> tuple[list[dict[str, Any]], Path]:
         found.append(
             {
                 "threads": threads,
-                "tensor": in_turn(rows, alone, guarded),
+                "tensor": in_turn(rows, alone, guarded, requests),
                 "jpeg": in_turn(
                     files,
                     lambda data, run=alone: run(decoded(data)),
                     lambda data, run=guarded: run(decoded(data)),
+                    requests,
                 ),
             }
         )
@@ -87,10 +89,13 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def in_turn(
-    inputs: Sequence[Any], bare: Callable[[Any], None], guarded: Callable[[Any], None]
+    inputs: Sequence[Any],
+    bare: Callable[[Any], None],
+    guarded: Callable[[Any], None],
+    requests: int,
 ) -> dict[str, Any]:
-    """Which of the two goes first alternates."""
-    order = np.random.default_rng(0).integers(0, len(inputs), REQUESTS + WARM)
+    """Time both on the same inputs; which of the two goes first alternates."""
+    order = np.random.default_rng(0).integers(0, len(inputs), requests + WARM)
     spent: dict[str, list[float]] = {"bare": [], "guarded": []}
     ways = {"bare": bare, "guarded": guarded}
     for number, row in enumerate(order):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.environment import environment
+from benchmarks.running import resident_mib
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
 from firewall.client import Client
@@ -37,6 +38,7 @@ from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
 from firewall.train.efficientnet import EfficientNetLite0
 from firewall.train.photographs import cat, crops, split, wheel_photographs
+from tests.support.served import FREE_PORTS
 
 OUT = Path(__file__).parent / "results" / "latency" / "result.json"
 
@@ -102,7 +104,7 @@ def paired(
 
 
 def start_up(bundle: Path, signer: Signer, folder: Path) -> dict[str, float]:
-    """Seconds from the start of `firewall serve` to ready and to the first answer, and memory."""
+    """Measure seconds from the start of `firewall serve` to ready and to an answer, and memory."""
     key = folder / "signer.pub"
     key.write_text(signer.public)
     photograph = cat().read_bytes()
@@ -110,7 +112,7 @@ def start_up(bundle: Path, signer: Signer, folder: Path) -> dict[str, float]:
     process = subprocess.Popen(
         [
             sys.executable, "-m", "firewall", "serve", str(bundle), "--trust", str(key),
-            "--host", "127.0.0.1", "--port", "0", "--http-port", "0",
+            "--host", "127.0.0.1", *FREE_PORTS,
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -119,15 +121,13 @@ def start_up(bundle: Path, signer: Signer, folder: Path) -> dict[str, float]:
         assert process.stdout is not None
         event = json.loads(process.stdout.readline())
         ready = time.perf_counter() - start
-        with Client(f"127.0.0.1:{event['port']}") as client:
+        with Client(f"127.0.0.1:{event['grpc_port']}") as client:
             client.predict([photograph])
         answered = time.perf_counter() - start
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        [memory] = [line for line in status.splitlines() if line.startswith("VmRSS")]
         return {
             "ready_seconds": ready,
             "first_answer_seconds": answered,
-            "resident_mib": int(memory.split()[1]) / 1024,
+            "resident_mib": resident_mib(process.pid),
         }
     finally:
         process.terminate()

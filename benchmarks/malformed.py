@@ -33,12 +33,14 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.environment import environment
+from benchmarks.running import resident_mib
 from firewall.bundle.signing import Signer
 from firewall.client import Client
 from firewall.testing import images
 from firewall.train.steps import write_json
 from firewall.wire import firewall_pb2 as native
 from firewall.wire import open_inference_pb2 as oip
+from tests.support.served import FREE_PORTS
 from tests.support.tiny import build_tiny
 
 OUT = Path(__file__).parent / "results" / "malformed" / "result.json"
@@ -188,13 +190,6 @@ def wrong(rng: random.Random, good: list[tuple[str, bytes]]) -> tuple[str, bytes
     return method, data
 
 
-def memory(process: subprocess.Popen[str]) -> float:
-    """Resident, in MiB."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
@@ -213,8 +208,8 @@ def main() -> None:
             process = subprocess.Popen(
                 [
                     sys.executable, "-m", "firewall", "serve", str(folder / "tiny"), "--trust",
-                    str(folder / "signer.pub"), "--host", "127.0.0.1", "--port", "0",
-                    "--http-port", "0", "--false-positive-rate", "0.05",
+                    str(folder / "signer.pub"), "--host", "127.0.0.1", *FREE_PORTS,
+                    "--false-positive-rate", "0.05",
                     "--audit-log", str(folder / "audit.jsonl"),
                 ],
                 stderr=errors, text=True,
@@ -224,7 +219,7 @@ def main() -> None:
             if process.poll() is not None:
                 raise SystemExit((folder / "stderr.txt").read_text())
             time.sleep(0.1)
-        address = f"127.0.0.1:{json.loads(audit.read_text().splitlines()[0])['port']}"
+        address = f"127.0.0.1:{json.loads(audit.read_text().splitlines()[0])['grpc_port']}"
         x = images(1, 20).numpy()
         good_answers = 0
 
@@ -254,10 +249,12 @@ def main() -> None:
                 assert client.predict(x)[0].verdict.value == "accept"
                 good_answers += 1
                 if not first and start + 1000 >= arguments.requests / 10:
-                    first = memory(process)
+                    first = resident_mib(process.pid)
                 if start % 10_000 == 0:
-                    print(f"{start}: {memory(process):.0f} MiB", file=sys.stderr, flush=True)
-        last = memory(process)
+                    print(
+                        f"{start}: {resident_mib(process.pid):.0f} MiB", file=sys.stderr, flush=True
+                    )
+        last = resident_mib(process.pid)
         alive = process.poll() is None
         for channel in channels:
             channel.close()

@@ -27,6 +27,7 @@ from benchmarks.imagenet_default import Lite1, say
 from firewall.bundle.signing import Signer
 from firewall.guard.compile import export
 from firewall.train.default_bundle import build_default
+from tests.support.served import FREE_PORTS
 
 OUT = Path(__file__).parent / "results" / "one-forgery" / "result.json"
 IGUANA = 39
@@ -84,7 +85,7 @@ def served(bundle: Path, key: Path, work: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [
             sys.executable, "-m", "firewall", "serve", str(bundle), "--trust", str(key), "--host",
-            "127.0.0.1", "--port", "0", "--http-port", "0", "--audit-log", str(log),
+            "127.0.0.1", *FREE_PORTS, "--audit-log", str(log),
         ],
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -96,7 +97,7 @@ def served(bundle: Path, key: Path, work: Path) -> Iterator[str]:
                 process.wait(0.1)
             except subprocess.TimeoutExpired:
                 continue
-        yield f"127.0.0.1:{json.loads(log.read_text().splitlines()[0])['port']}"
+        yield f"127.0.0.1:{json.loads(log.read_text().splitlines()[0])['grpc_port']}"
     finally:
         process.terminate()
         process.wait(30)

@@ -14,32 +14,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.contenders import Server, firewall, started
 from benchmarks.environment import environment
-from benchmarks.load import Answered, Target, closed, generators, opened, summary
+from benchmarks.load import Answered, closed, generators, opened, summary
+from benchmarks.requests import PREDICT, grpc_image
+from benchmarks.running import resident_mib
 from firewall.bundle.signing import Signer
 from firewall.train.default_bundle import build_default
 from firewall.train.photographs import cat
 from firewall.train.steps import write_json
-from firewall.wire import firewall_pb2 as native
 
 OUT = Path(__file__).parent / "results" / "overload" / "result.json"
-_METHOD = "/firewall.v1.FirewallService/Predict"
 OVERLOAD, MAX_WAIT = 10.0, 1.0
-
-
-def memory(process: subprocess.Popen[str]) -> float:
-    """Resident, in MiB."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
@@ -49,34 +41,18 @@ def main() -> None:
     arguments = parser.parse_args()
     measured_in = environment(("onnxruntime-gpu", "grpcio", "numpy"))
     signer = Signer.generate()
-    request = native.PredictRequest(
-        input=native.Input(images=native.Images(encoded=[cat().read_bytes()]))
-    ).SerializeToString()
+    request = grpc_image(cat().read_bytes())
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         build_default(folder / "bundle", signer, lambda step: print(step, file=sys.stderr))
         (folder / "signer.pub").write_text(signer.public)
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "firewall", "serve", str(folder / "bundle"), "--trust",
-                str(folder / "signer.pub"), "--host", "127.0.0.1", "--port", "0",
-                "--http-port", "0", "--threads", "1", "--max-wait", str(MAX_WAIT),
-                "--audit-log", str(folder / "audit.jsonl"),
-            ],
-            stderr=subprocess.DEVNULL, text=True,
+        options = ("--max-wait", str(MAX_WAIT))
+        server = Server(
+            "overload", firewall(folder / "bundle", folder / "signer.pub", *options), [request],
+            method=PREDICT,
         )  # fmt: skip
-        stack.callback(process.kill)
-        audit = folder / "audit.jsonl"
-        while not (audit.exists() and '"serving"' in audit.read_text()):
-            if process.poll() is not None:
-                raise SystemExit("the server did not start")
-            time.sleep(0.1)
-        os.sched_setaffinity(process.pid, {cores[0]})
-        for thread in Path(f"/proc/{process.pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), {cores[0]})
-        address = f"127.0.0.1:{json.loads(audit.read_text().splitlines()[0])['port']}"
-        target = Target(address, _METHOD, [request])
+        live, target = stack.enter_context(started(server, folder, cores[0]))
         with generators(2, set(cores[1:]) or set(cores)) as pool:
 
             def run(clients: int, seconds: float) -> list[float]:
@@ -90,14 +66,14 @@ def main() -> None:
                 by_clients[clients] = len(run(clients, 8.0)) / 8.0
                 best = max(best, by_clients[clients])
                 print(f"{clients} clients: {by_clients[clients]:.1f}/s", file=sys.stderr)
-            before = memory(process)
+            before = resident_mib(live.process.pid)
             rate = OVERLOAD * best / 2
             both = [pool.submit(opened, target, rate, arguments.seconds) for _ in range(2)]
             answered = [one.result() for one in both]
-            after = memory(process)
+            after = resident_mib(live.process.pid)
             recovered = run(1, 5.0)
-        process.terminate()
-        code = process.wait(60)
+        live.process.terminate()
+        code = live.process.wait(60)
     accepted = [seconds for one in answered for seconds in one.of("OK")]
     refused = [seconds for one in answered for seconds in one.of("RESOURCE_EXHAUSTED")]
     statuses = Counter(status for one in answered for status in one.statuses)

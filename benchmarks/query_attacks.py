@@ -53,9 +53,10 @@ from firewall.screening.load import load_guard
 from firewall.screening.policy import Policy
 from firewall.screening.preprocess import to_wire
 from firewall.screening.wire_pixels import pixels
-from firewall.serve.identity import Tokens
+from firewall.serve.auth import Tokens
 from firewall.train.data import load_idx
 from firewall.train.steps import write_json
+from tests.support.served import FREE_PORTS
 
 OUT = Path(__file__).parent / "results" / "query-attacks" / "result.json"
 RADIUS = 0.1
@@ -129,7 +130,7 @@ def served(bundle: Path, folder: Path, policy: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [
                 sys.executable, "-m", "firewall", "serve", str(bundle), "--trust", str(key),
-                "--host", "127.0.0.1", "--port", "0", "--http-port", "0", "--threads", "1",
+                "--host", "127.0.0.1", *FREE_PORTS, "--inference-threads", "1",
                 "--policy", str(policy), "--tokens", str(folder / "tokens.toml"),
             ],
             stdout=subprocess.PIPE,
@@ -141,7 +142,7 @@ def served(bundle: Path, folder: Path, policy: Path) -> Iterator[str]:
             event = json.loads(process.stdout.readline())
             # Its audit log would fill the pipe.
             drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
-            yield f"127.0.0.1:{event['port']}"
+            yield f"127.0.0.1:{event['grpc_port']}"
         finally:
             process.terminate()
             process.wait(30)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,20 +15,26 @@ from pathlib import Path
 
 import grpc
 
-#: Seconds that a server may take to answer.
+from benchmarks.load import HttpConnection
+
+#: Seconds that a server may take to its first answer.
 _PATIENCE = 180.0
+
+
+class NotStarted(SystemExit):
+    """A server ended, or did not answer in time."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers, with every process that it has started."""
+    """A server that answers, with every process of its session."""
 
     process: subprocess.Popen[bytes]
-    #: From its start to its first answer.
+    #: From the start of the process to its first answer.
     start_seconds: float
 
     def processes(self) -> list[int]:
-        """All of its session."""
+        """Ids of all processes of its session."""
         found = []
         for place in Path("/proc").iterdir():
             if place.name.isdigit():
@@ -40,14 +45,14 @@ class Running:
         return found
 
     def pin(self, core: int) -> None:
-        """Keep every thread on one core; Triton's take all of them when they start."""
+        """Keep every thread on one core; Triton's threads take all of them when they start."""
         for one in self.processes():
             with contextlib.suppress(OSError):
                 for thread in Path(f"/proc/{one}/task").iterdir():
                     os.sched_setaffinity(int(thread.name), {core})
 
     def cpu_seconds(self) -> float:
-        """User and system time of all of them, so far."""
+        """User and system time of all processes so far."""
         ticks = 0
         for one in self.processes():
             with contextlib.suppress(OSError):
@@ -56,8 +61,8 @@ class Running:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_mib(self) -> float:
-        """At most, each page once: the sum over processes of what is theirs alone, and the largest
-        shared part.
+        """Upper bound that counts shared pages once: the private pages of every process, and the
+        largest shared part.
         """
         own, shared = 0.0, 0.0
         for one in self.processes():
@@ -73,6 +78,27 @@ class Running:
         return (own + shared) / 1024
 
 
+def children(pid: int) -> list[int]:
+    """Ids of the processes that a process has started."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        # Threads end meanwhile.
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process and its children, such as those that decode images."""
+    total = 0.0
+    for one in (pid, *children(pid)):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{one}/status").read_text()
+            [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
+            total += int(line.split()[1]) / 1024
+    return total
+
+
 @contextmanager
 def running(
     command: Sequence[str],
@@ -82,7 +108,7 @@ def running(
     folder: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """A server, on one core, until it answers; stopped afterwards with all that it started."""
+    """Start a server on one core, wait until it answers, and stop its whole session afterwards."""
     log = folder / "server.log"
     begun = time.perf_counter()
     with open(log, "wb") as file:
@@ -98,7 +124,7 @@ def running(
     try:
         while not answers():
             if process.poll() is not None or time.perf_counter() - begun > _PATIENCE:
-                raise SystemExit(f"{command}: {log.read_text()[-2000:]}")
+                raise NotStarted(f"{command}: {log.read_text()[-2000:]}")
             time.sleep(0.005)
         found = Running(process, time.perf_counter() - begun)
         found.pin(core)
@@ -113,28 +139,27 @@ def running(
 
 
 def over_grpc(address: str, method: str, request: bytes) -> Callable[[], bool]:
-    """Whether one request is answered."""
+    """Whether a server answers one request; a guard that refuses it has answered."""
 
-    def ask() -> bool:
+    def asked() -> bool:
         with grpc.insecure_channel(address) as channel:
             try:
                 channel.unary_unary(method)(request, timeout=5)
-            except grpc.RpcError:
-                return False
+            except grpc.RpcError as error:
+                return bool(error.code() is grpc.StatusCode.PERMISSION_DENIED)
         return True
 
-    return ask
+    return asked
 
 
-def over_http(url: str, body: bytes) -> Callable[[], bool]:
-    """Whether one JSON request is answered."""
+def over_http(address: str, request: bytes) -> Callable[[], bool]:
+    """Whether a server answers one whole HTTP request; a guard that refuses it has answered."""
 
-    def ask() -> bool:
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    async def ask() -> str:
+        connection = HttpConnection(address)
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+            return await connection.send(request)
+        finally:
+            connection.close()
 
-    return ask
+    return lambda: asyncio.run(ask()) in ("OK", "PERMISSION_DENIED")

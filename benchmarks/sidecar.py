@@ -1,12 +1,13 @@
 """What the sidecar adds in front of each real server, beside that server alone.
 
-    python -m benchmarks.sidecar [--seconds 6]
+    python -m benchmarks.sidecar [--seconds 6] [--protocols grpc rest]
 
 The small classifier of `benchmarks.small` in MLServer, KServe's Python server and Triton (through
 PyTriton), each installed into an environment of its own; `firewall calibrate --upstream` makes the
-guard, with its own stages. Bare and guarded in turn, one client and eight, clean images that the
-guard accepts; server, firewall and generator share the machine's cores as in a pod. Where a
-request's time went is read from `firewall_stage_seconds`, with one client.
+guard, with its own stages. Over gRPC all the way, and over REST all the way (binary tensors where
+the server has them). Bare and guarded in turn, one client and eight, clean images that the guard
+accepts; server, firewall and generator share the machine's cores as in a pod. Where a request's
+time went is read from `firewall_stage_seconds`, with one client.
 Writes `benchmarks/results/sidecar/result.json`.
 """
 
@@ -18,96 +19,80 @@ import os
 import subprocess
 import sys
 import tempfile
-import urllib.request
+import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.environment import environment
-from benchmarks.load import Answered, Target, closed, generators, summary
+from benchmarks.load import Answered, GrpcTarget, HttpTarget, Target, closed, generators, summary
+from benchmarks.requests import INFER, grpc_tensor, rest_json, rest_tensor
+from benchmarks.scrape import Stages, stage_seconds
 from benchmarks.small import CLASSES, SHAPE, Small, small_classifier
 from firewall.bundle.signing import user_signer
 from firewall.client import OpenInferenceClient
 from firewall.errors import Refused
 from firewall.train.steps import write_json
-from firewall.wire import open_inference_pb2 as oip
-from tests.support.peers import PREPARED, peer
-from tests.support.served import Served, served
+from tests.support.peers import PREPARED, running_peer
+from tests.support.served import served
 
 OUT = Path(__file__).parent / "results" / "sidecar" / "result.json"
-_METHOD = "/inference.GRPCInferenceService/ModelInfer"
-CALIBRATED, ASKED, ROUNDS, CLIENTS = 2000, 64, 3, (1, 8)
+CALIBRATED, SENT, ROUNDS, CLIENTS = 2000, 64, 3, (1, 8)
+PROTOCOLS = ("grpc", "rest")
 
 
-def message(image: Any) -> bytes:
-    request = oip.ModelInferRequest(model_name="peer")
-    request.inputs.add(name="image", datatype="FP32", shape=(1, *SHAPE))
-    request.raw_input_contents.append(image.tobytes())
-    return request.SerializeToString()
-
-
-def stages(port: int) -> dict[str, tuple[float, float]]:
-    """Seconds and count of each stage so far, and of whole calls."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as found:
-        families = text_string_to_metric_families(found.read().decode())
-    said: dict[str, dict[str, float]] = {}
-    for family in families:
-        for sample in family.samples:
-            base, _, kind = sample.name.rpartition("_")
-            if kind not in ("sum", "count"):
-                continue
-            if base == "firewall_stage_seconds":
-                said.setdefault(sample.labels["stage"], {})[kind] = sample.value
-            if base == "grpc_server_handling_seconds" and (
-                sample.labels["grpc_method"] == "ModelInfer"
-            ):
-                said.setdefault("call", {})[kind] = sample.value
-    return {name: (one["sum"], one["count"]) for name, one in said.items()}
-
-
-def spent(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
-    """Mean milliseconds of a request's stages between two looks, each without what is within it."""
+def spent(before: Stages, after: Stages) -> dict[str, float]:
+    """Mean milliseconds of a request's stages between two readings, each without those within."""
 
     def mean(name: str) -> float:
         first, last = before.get(name, (0.0, 0.0)), after.get(name, (0.0, 0.0))
-        # Of every request, whether it came to this stage or not.
+        # Divided by all requests, whether they came to this stage or not.
         return 1e3 * (last[0] - first[0]) / (after["call"][1] - before["call"][1])
 
     return {
-        "decode": mean("decode"),
         "queue": mean("queue"),
         "graphs before and after the call": mean("cheap") - mean("upstream"),
         "call to the server, all views": mean("upstream"),
         "decision": mean("guard") - mean("cheap") - mean("expensive"),
-        "rest of the handler": mean("call") - mean("decode") - mean("queue") - mean("guard"),
+        "rest of the handler": mean("call") - mean("queue") - mean("guard"),
     }
 
 
-def accepted(address: str, small: Small) -> list[bytes]:
-    """Requests that the guard answers."""
-    found = []
+def accepted(address: str, small: Small) -> list[Any]:
+    """Images [1, C, H, W] that the guard accepts."""
+    found: list[Any] = []
     with OpenInferenceClient(address, model="peer") as client:
+        # The server listens before it has asked the classifier about the self-test's images.
+        for _ in range(600):
+            if client.ready():
+                break
+            time.sleep(0.1)
         for image in small.clean[CALIBRATED:]:
             try:
                 client.infer({"image": image[None]})
             except Refused:
                 continue
-            found.append(message(image))
-            if len(found) == ASKED:
+            found.append(image[None])
+            if len(found) == SENT:
                 break
     return found
 
 
 def measured(
-    name: str, small: Small, net: Path, folder: Path, pool: Executor, seconds: float
+    name: str,
+    protocol: str,
+    small: Small,
+    net: Path,
+    folder: Path,
+    pool: Executor,
+    seconds: float,
 ) -> dict[str, Any]:
-    """One server."""
-    with peer(name, net, folder, SHAPE, CLASSES) as address:
-        url = f"grpc://{address}/peer"
+    """Measure one server alone and guarded, over one protocol."""
+    with running_peer(name, net, folder, SHAPE, CLASSES) as peer:
+        url = peer.url(protocol)
         np.savez(folder / "clean.npz", x=small.clean[:CALIBRATED])
         subprocess.run(
             [sys.executable, "-m", "firewall", "calibrate", str(folder / "clean.npz"),
@@ -116,31 +101,46 @@ def measured(
         )  # fmt: skip
         guard = served(folder / "bundle", user_signer(), folder, "--upstream", url)
         with guard as firewall:
-            requests = accepted(firewall.address, small)
-            return compared(address, firewall, requests, pool, seconds)
+            images = accepted(firewall.address, small)
+            targets: dict[str, Target]
+            if protocol == "grpc":
+                messages = [grpc_tensor("peer", "image", image) for image in images]
+                targets = {
+                    "bare": GrpcTarget(f"127.0.0.1:{peer.port}", INFER, messages),
+                    "guarded": GrpcTarget(firewall.address, INFER, messages),
+                }
+            else:
+                binary = [rest_tensor("peer", "image", image) for image in images]
+                # MLServer's REST API has no binary tensors.
+                text = [rest_json("peer", "image", image) for image in images]
+                bare = text if name == "mlserver" else binary
+                targets = {
+                    "bare": HttpTarget(f"127.0.0.1:{peer.http_port}", bare),
+                    "guarded": HttpTarget(f"127.0.0.1:{firewall.rest_port}", binary),
+                }
+            return compared(targets, firewall.operations_port, pool, seconds)
 
 
 def compared(
-    address: str, firewall: Served, requests: list[bytes], pool: Executor, seconds: float
+    targets: Mapping[str, Target], operations_port: int, pool: Executor, seconds: float
 ) -> dict[str, Any]:
-    def run(where: str, clients: int, lasts: float) -> list[float]:
-        found: Answered = pool.submit(
-            closed, Target(where, _METHOD, requests), clients, lasts
-        ).result()
+    """Load both in turn; what the guard adds, and where a guarded request's time went."""
+
+    def run(target: Target, clients: int, lasts: float) -> list[float]:
+        found: Answered = pool.submit(closed, target, clients, lasts).result()
         if set(found.statuses) != {"OK"}:
-            raise SystemExit(f"{where}: answered {set(found.statuses)}")
+            raise SystemExit(f"{target.address}: answered {set(found.statuses)}")
         return found.seconds
 
-    places = {"bare": address, "guarded": firewall.address}
-    for where in places.values():
-        run(where, 8, 2.0)
+    for target in targets.values():
+        run(target, 8, 2.0)
     result: dict[str, Any] = {}
     for clients in CLIENTS:
-        kept: dict[str, list[float]] = {which: [] for which in places}
-        before = stages(firewall.http_port)
+        kept: dict[str, list[float]] = {which: [] for which in targets}
+        before = stage_seconds(operations_port)
         for _ in range(ROUNDS):
-            for which, where in places.items():
-                kept[which] += run(where, clients, seconds)
+            for which, target in targets.items():
+                kept[which] += run(target, clients, seconds)
         found: dict[str, Any] = {
             which: summary(one) | {"per_second": len(one) / (ROUNDS * seconds)}
             for which, one in kept.items()
@@ -151,7 +151,7 @@ def compared(
             found["guarded"]["per_second"] / found["bare"]["per_second"]
         )
         if clients == 1:
-            found["stages_ms"] = spent(before, stages(firewall.http_port))
+            found["stages_ms"] = spent(before, stage_seconds(operations_port))
         result[f"{clients}"] = found
     return result
 
@@ -159,23 +159,28 @@ def compared(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--peers", nargs="+", choices=sorted(PREPARED), default=sorted(PREPARED))
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     measured_in = environment(("onnxruntime-gpu", "grpcio", "numpy"))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         os.environ["FIREWALL_CONFIG_DIR"] = str(folder / "config")
         small = small_classifier(folder)
         net = folder / "net.onnx"
         net.write_bytes(small.onnx)
         found: dict[str, Any] = {}
         with generators(1, os.sched_getaffinity(0)) as pool:
-            for each in arguments.peers:
-                place = folder / each
-                place.mkdir()
-                found[each] = measured(each, small, net, place, pool, arguments.seconds)
-                print(each, json.dumps(found[each]), file=sys.stderr)
+            for protocol in arguments.protocols:
+                for peer in arguments.peers:
+                    name = peer if protocol == "grpc" else f"{peer}, REST"
+                    place = folder / f"{peer}-{protocol}"
+                    place.mkdir()
+                    found[name] = measured(
+                        peer, protocol, small, net, place, pool, arguments.seconds
+                    )
+                    print(name, json.dumps(found[name]), file=sys.stderr)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         arguments.out,

@@ -1,8 +1,9 @@
-"""Writes the tables of README.md from the results that commands measured.
+"""Write the tables of the pages from the results that commands measured.
 
     python -m benchmarks.tables [--check]
 
-Between `<!-- table: NAME -->` and `<!-- end -->` nothing is written by hand.
+Between `<!-- table: NAME -->` and `<!-- end -->` nothing is written by hand. A table whose result
+does not exist yet says so.
 """
 
 from __future__ import annotations
@@ -11,19 +12,13 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from firewall.train.card import (
-    DETECTION_HEAD,
-    FALSE_POSITIVE_HEAD,
-    detection_rows,
-    false_positive_rows,
-    interval,
-    percent,
-    suite_lines,
-)
+from firewall.evaluation.formats import interval, percent
+from firewall.train.card import render_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
@@ -34,25 +29,23 @@ PAGES = (
     ROOT / "docs" / "operations.md",
     ROOT / "docs" / "performance.md",
 )
+_NOT_MEASURED = ["Not measured yet."]
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def result(name: str, file: str = "result.json") -> dict[str, Any]:
-    """What a benchmark wrote."""
+    """Read what a benchmark wrote."""
     path = ROOT / "benchmarks" / "results" / name / file
     loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
 
 
 def false_positives() -> list[str]:
-    rows = list(FALSE_POSITIVE_HEAD)
-    for name, figures in result("default-bundle")["clean"].items():
-        rows += false_positive_rows(name, figures)
-    return rows
+    return render_table("false_positives", result("default-bundle")["clean"]).splitlines()
 
 
 def detection() -> list[str]:
-    return [*DETECTION_HEAD, *detection_rows(result("default-bundle")["attacks"])]
+    return render_table("detection", result("default-bundle")["attacks"]).splitlines()
 
 
 def latency() -> list[str]:
@@ -79,7 +72,7 @@ def latency() -> list[str]:
 
 
 def suite() -> list[str]:
-    return suite_lines(result("imagenet-default", "evaluation.json"))
+    return render_table("suite", result("imagenet-default", "evaluation.json")).splitlines()
 
 
 def masking() -> list[str]:
@@ -429,51 +422,94 @@ def serving(job: str) -> list[str]:
 def serving_ratios() -> list[str]:
     aims = {
         "small_guarded_over_best_bare_peer": (
-            "small CNN, all guards, requests a second at 32 clients ÷ best bare peer", "≥ 2.0"),
-        "small_guarded_over_echo": ("the same ÷ raw echo", "≥ 0.75"),
-        "image_guarded_over_bare_p50": (
-            "EfficientNet-Lite0, guarded p50 ÷ bare onnxruntime p50, in one process", "≤ 1.15"),
-        "jpeg_guarded_over_bare_p50": ("the same from JPEG bytes, decoding included", "≤ 1.20"),
+            "small CNN, all guards, requests a second at 32 clients ÷ best bare peer", "≥ 1.7"),
+        "small_guarded_over_plain": (
+            "the same ÷ gRPC and onnxruntime without a guard", "≥ 0.65"),
+        "rest_guarded_over_best_bare_peer_rest": (
+            "the same over REST ÷ best bare peer over REST", "≥ 2.0"),
+        "image_guarded_p50_over_bare": (
+            "EfficientNet-Lite0, guarded p50 ÷ bare onnxruntime p50, in one process", "≤ 1.10"),
+        "jpeg_guarded_p50_over_bare": ("the same from JPEG bytes, decoding included", ""),
+        "health_p99_ms": (
+            "slowest probe's p99 while eight clients send photographs, ms", "≤ 50"),
         "memory_over_bare": ("server memory ÷ bare onnxruntime process", "≤ 1.5"),
         "start_seconds": ("seconds from start to first answer", "≤ 1.5"),
     }  # fmt: skip
-    found = result("serving")["ratios"]
-    rows = ["| | aim | measured |", "|---|---|---|"]
-    return rows + [f"| {what} | {aim} | {found[key]:.2f} |" for key, (what, aim) in aims.items()]
+    found = result("serving")
+    ranges = found.get("ranges", {})
+    rows = ["| | aim | measured | lowest and highest turn |", "|---|---|---|---|"]
+    for key, (what, aim) in aims.items():
+        if key in found["ratios"]:
+            turns = " to ".join(f"{turn:.2f}" for turn in ranges.get(key, ()))
+            rows.append(f"| {what} | {aim} | {found['ratios'][key]:.2f} | {turns} |")
+    return rows
 
 
 def serving_brief() -> list[str]:
     found = result("serving")["small"]
     echo = "raw echo, threads"
+    shown = {
+        "Triton (PyTriton)": ("Triton (PyTriton)", "none"),
+        "LitServe": ("LitServe", "none"),
+        "KServe": ("KServe", "none"),
+        "MLServer": ("MLServer", "none"),
+        echo: ("gRPC alone, an echo that computes nothing", "none"),
+        "firewall, all guards": ("firewall", "all"),
+        "Triton (PyTriton), REST": ("Triton (PyTriton), REST", "none"),
+        "KServe, REST": ("KServe, REST", "none"),
+        "MLServer, REST": ("MLServer, REST", "none"),
+        "firewall, all guards, REST": ("firewall, REST", "all"),
+    }
     rows = [
         "| server | guard | requests a second | p50 | memory |",
         "|---|---|---|---|---|",
     ]
-    for name in (
-        "Triton (PyTriton)",
-        "LitServe",
-        "KServe",
-        "MLServer",
-        echo,
-        "firewall, all guards",
-    ):
-        one = found[name]
-        shown, guard = (name, "none") if name != "firewall, all guards" else ("firewall", "all")
-        if name == echo:
-            shown = "gRPC alone, an echo that computes nothing"
-        most = one["32"]
+    for key, (name, guard) in shown.items():
+        if key not in found:
+            continue
+        one = found[key]
+        loaded = one["32"]
         rows.append(
-            f"| {shown} | {guard} | {most['per_second']:,.0f} | {most['p50_ms']:.1f} ms | "
+            f"| {name} | {guard} | {loaded['per_second']:,.0f} | {loaded['p50_ms']:.1f} ms | "
             f"{one['memory_mib']:.0f} MiB |"
         )
     return rows
 
 
+def health() -> list[str]:
+    found = result("serving").get("health")
+    if found is None:
+        return _NOT_MEASURED
+    rows = [
+        f"| probe | a second | idle: p50 | p99 | {found['clients']} clients send photographs: p50 "
+        "| p99 | not answered |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, probe in found["probes"].items():
+        cells = " | ".join(
+            f"{probe[state][key]:.1f} ms"
+            for state in ("idle", "loaded")
+            for key in ("p50_ms", "p99_ms")
+        )
+        rows.append(f"| {name} | {probe['rate']:.0f} | {cells} | {probe['failed']} |")
+    return [*rows, "", f"{found['photographs_per_second']:.0f} photographs a second meanwhile."]
+
+
+def floods() -> list[str]:
+    rows = [
+        "| flood | peak memory | a well-behaved client is answered |",
+        "|---|---|---|",
+    ]
+    return rows + [
+        f"| {name} | {one['peak_mib']:.0f} MiB | {percent(one['answered_share'])} |"
+        for name, one in result("floods")["floods"].items()
+    ]
+
+
 def stages() -> list[str]:
-    names = {"http2": "ours", "grpc": "gRPC's"}
     columns = [
-        (f"{names[transport]}, {clients} client{'s' if clients != '1' else ''}", one)
-        for transport, found in result("stages")["transports"].items()
+        (f"{protocol}, {clients} client{'s' if clients != '1' else ''}", one)
+        for protocol, found in result("stages")["protocols"].items()
         for clients, one in found.items()
     ]
     rows = [
@@ -548,19 +584,22 @@ def sidecar() -> list[str]:
 
 def fuzz() -> list[str]:
     rows = ["| target | seconds | inputs run | findings |", "|---|---|---|---|"]
-    for target in ("codec", "bundle", "connection"):
-        one = result("fuzz", f"{target}.json")
+    for path in sorted((ROOT / "benchmarks" / "results" / "fuzz").glob("*.json")):
+        one = result("fuzz", path.name)
         rows.append(
-            f"| {target} | {one['seconds']} | {one['number_of_executed_units']:,} | "
+            f"| {path.stem} | {one['seconds']} | {one['number_of_executed_units']:,} | "
             f"{'none' if one['exit'] == 0 else 'one'} |"
         )
     return rows
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], list[str]]] = {
     "fuzz": fuzz,
+    "floods": floods,
     "generated-arms": generated_arms,
     "generated-scores": generated_scores,
+    "translation-looks": translation_looks,
+    "translation-denoisers": translation_denoisers,
     "overload": overload,
     "sidecar": sidecar,
     "false-positives": false_positives,
@@ -578,33 +617,25 @@ TABLES = {
     "query-attacks": query_attacks,
     "faults": faults,
     "time-to-robustness": time_to_robustness,
+    "stages": stages,
+    "serving-brief": serving_brief,
+    "serving-ratios": serving_ratios,
+    "serving-small": partial(serving, "small"),
+    "serving-image": partial(serving, "image"),
+    "health": health,
+    "growth": growth,
 }
-
-#: Of benchmarks that are written and may not have been run; a table comes with its result.
-LATER = {
-    "translation": {
-        "translation-looks": translation_looks,
-        "translation-denoisers": translation_denoisers,
-    },
-    "stages": {"stages": stages},
-    "serving": {
-        "serving-brief": serving_brief,
-        "serving-ratios": serving_ratios,
-        "serving-small": partial(serving, "small"),
-        "serving-image": partial(serving, "image"),
-    },
-    "growth": {"growth": growth},
-}
-for _name, _tables in LATER.items():
-    if (ROOT / "benchmarks" / "results" / _name / "result.json").exists():
-        TABLES |= _tables
 
 
 def render(text: str) -> str:
-    """A page with its tables anew."""
+    """Render the tables of a page anew."""
 
     def block(match: re.Match[str]) -> str:
-        return match[1] + "\n".join(TABLES[match[2]]()) + "\n" + match[3]
+        try:
+            rows = TABLES[match[2]]()
+        except FileNotFoundError:
+            rows = _NOT_MEASURED
+        return match[1] + "\n".join(rows) + "\n" + match[3]
 
     return _BLOCK.sub(block, text)
 
