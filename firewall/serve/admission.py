@@ -4,6 +4,7 @@
 |---|---|
 | requests in progress (`max_requests`) | 429 / RESOURCE_EXHAUSTED with a time to retry |
 | fair share of them by client, while the server is half full | the same, for that client alone |
+| half of that share, once three quarters are taken | the same, for that client alone |
 | expected wait (`max_wait`) | the same |
 | rows a second by client (`client_rate`, `client_burst`) | the same |
 
@@ -45,11 +46,17 @@ class _Client:
 class Admission:
     """One admitted request; `release` gives its place back and may be called twice."""
 
-    __slots__ = ("_client", "_controller", "_released")
+    __slots__ = ("_client", "_computes", "_controller", "_released")
 
     def __init__(self, controller: AdmissionController, client: _Client) -> None:
         self._controller, self._client = controller, client
-        self._released = False
+        self._computes = self._released = False
+
+    def received(self) -> None:
+        """Note that the message has arrived: from now on it is the server that takes time."""
+        if not self._computes:
+            self._computes = True
+            self._controller.begin_computing()
 
     def charge(self, rows: int) -> None:
         """Count the rows of the request; the first has been paid for on admission."""
@@ -59,7 +66,7 @@ class Admission:
         """Give the place back."""
         if not self._released:
             self._released = True
-            self._controller.release(self._client)
+            self._controller.release(self._client, computed=self._computes)
 
 
 class AdmissionController:
@@ -93,6 +100,8 @@ class AdmissionController:
         self._lock = threading.Lock()
         self._clients: OrderedDict[str, _Client] = OrderedDict()
         self._running = 0
+        #: Of them, those whose message has arrived.
+        self._computing = 0
         #: Clients with requests in progress.
         self._holders = 0
         self._intervals = _CompletionIntervals()
@@ -141,13 +150,20 @@ class AdmissionController:
             with self._lock:
                 client.tokens -= rows
 
-    def release(self, client: _Client) -> None:
-        """End a request."""
+    def begin_computing(self) -> None:
+        """Count a request whose message has arrived."""
+        with self._lock:
+            self._computing += 1
+
+    def release(self, client: _Client, *, computed: bool) -> None:
+        """End a request. The pace of those whose message never came says nothing about others."""
         with self._lock:
             client.running -= 1
             self._holders -= client.running == 0
             self._running -= 1
-            self._intervals.completed(self._clock(), self._running)
+            if computed:
+                self._computing -= 1
+                self._intervals.completed(self._clock(), self._computing)
 
     def _client(self, key: str, now: float) -> _Client:
         known = self._clients.get(key)
@@ -170,7 +186,7 @@ class AdmissionController:
             )
 
     def _check_room(self, client: _Client, now: float, backlog: float) -> None:
-        wait = max(backlog, _SPREAD * self._intervals.wait(self._running, now))
+        wait = max(backlog, _SPREAD * self._intervals.wait(self._computing, now))
         retry_after = min(10.0, max(0.1, wait))
         if self._running >= self._max_requests:
             raise Overloaded(
@@ -184,10 +200,13 @@ class AdmissionController:
             )
         # Below half of the room every client may take what it wants, and a client that is alone
         # may take all of it. Otherwise one share more than there are clients is kept free, so that
-        # a client that comes now finds room.
+        # a client that comes now finds room; and the last quarter is for those with less than half
+        # of their share, since others may have taken more before it was shared.
         if 2 * self._running >= self._max_requests and self._others(client, now):
             holders = self._holders + (client.running == 0)
             share = max(1, self._max_requests // (holders + 1))
+            if 4 * self._running >= 3 * self._max_requests:
+                share = (share + 1) // 2
             if client.running >= share:
                 raise Overloaded(
                     f"server busy: {client.running} requests of this client are in progress, and "

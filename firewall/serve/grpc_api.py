@@ -164,12 +164,17 @@ class GrpcMethods:
             request = self._pipeline.begin(_incoming(service, method, context))
             try:
                 request.admit()
-                data = self._receiver.receive(messages, context, self._message_timeout)
-                response = run(parse(data, request_class), request.context).SerializeToString()
+                # No name for the bytes: they are freed before the message is computed.
+                message = parse(
+                    self._receiver.receive(messages, context, self._message_timeout), request_class
+                )
+                request.received()
+                response = run(message, request.context).SerializeToString()
             except Exception as error:
                 context.abort_with_status(grpc_status(request.fail(error)))
             request.succeed()
             context.set_trailing_metadata(((REQUEST_ID_KEY, request.context.request_id),))
+            self._receiver.answered(context)
             return response
 
         # Bytes in and out: bytes that are no message are INVALID_ARGUMENT, not gRPC's INTERNAL. A

@@ -1,15 +1,16 @@
 """`grpc.health.v1` and reflection: the stock servicers, with bounds on threads and on waiting.
 
 gRPC's sync server gives every call a thread, and the stock servicers wait in it for as long as the
-client likes. Here a call that sends no message is ended, a client has a fair share of the places,
-and health watches beyond a limit are answered UNIMPLEMENTED, after which a client takes the server
-for healthy (gRPC health checking protocol).
+client likes. Here a call that sends no message is ended, and a client has a fair share of the
+places, of which checks, watches and reflection each have their own. Health watches beyond theirs
+are answered UNIMPLEMENTED, after which a client takes the server for healthy (gRPC health checking
+protocol).
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from firewall.errors import Cancelled, FirewallError, Overloaded
-from firewall.serve.admission import Admission, AdmissionController
+from firewall.serve.admission import AdmissionController
 from firewall.serve.auth import peer_address
 from firewall.serve.receive import MessageReceiver
 from firewall.serve.status import failure
@@ -29,13 +30,13 @@ from firewall.wire import firewall_pb2, open_inference_pb2
 HEALTH: ServiceDescriptor = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION: ServiceDescriptor = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-#: Calls of health and reflection that wait for their message or are answered, at a time.
+#: Calls of health that wait for their message or are answered, at a time.
 SIDE_CALLS = 32
-#: Clients that may watch health at a time; each has a thread.
-MAX_WATCHES = 32
+#: Clients that may watch health, and streams of reflection, at a time; each has a thread.
+MAX_WATCHES, MAX_REFLECTIONS = 32, 8
 #: Seconds in which a health check's message must arrive, and for which a reflection stream may be
-#: silent.
-MESSAGE_TIMEOUT, SILENCE_TIMEOUT = 2.0, 30.0
+#: silent, and may last.
+MESSAGE_TIMEOUT, SILENCE_TIMEOUT, REFLECTION_TIMEOUT = 2.0, 30.0, 60.0
 
 
 class HealthState:
@@ -73,8 +74,9 @@ class SideServices:
 
         """
         self._receiver = receiver
-        self._admission = AdmissionController(SIDE_CALLS)
-        self._watches = threading.BoundedSemaphore(MAX_WATCHES)
+        self._calls = AdmissionController(SIDE_CALLS)
+        self._watches = AdmissionController(MAX_WATCHES)
+        self._reflections = AdmissionController(MAX_REFLECTIONS)
         servicer = reflection.ReflectionServicer(
             (*names, HEALTH.full_name, REFLECTION.full_name), pool=_pool()
         )
@@ -95,32 +97,20 @@ class SideServices:
         response_class: Any = GetMessageClass(method.output_type)
 
         def unary(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            admission = self._admit(context)
-            try:
-                return run(self._first(messages, context), context)
-            finally:
-                admission.release()
+            with _admitted(self._calls, context):
+                response = run(self._first(messages, context), context)
+            self._receiver.answered(context)
+            return response
 
         def watch(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            admission = self._admit(context)
-            try:
-                request = self._first(messages, context)
-            finally:
-                admission.release()
-            if not self._watches.acquire(blocking=False):
-                text = f"{MAX_WATCHES} clients watch already; use Check"
-                context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
-            try:
-                yield from run(request, context)
-            finally:
-                self._watches.release()
+            with _admitted(self._watches, context, grpc.StatusCode.UNIMPLEMENTED):
+                yield from run(self._first(messages, context), context)
 
         def stream(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            admission = self._admit(context)
-            try:
+            with _admitted(self._reflections, context):
+                # A client that takes no answers would keep the thread.
+                self._receiver.limit(context, REFLECTION_TIMEOUT)
                 yield from run(self._each(messages, context), context)
-            finally:
-                admission.release()
 
         if method.client_streaming:
             behaviour, make = stream, grpc.stream_stream_rpc_method_handler
@@ -131,12 +121,6 @@ class SideServices:
                 unary, request_class.FromString, response_class.SerializeToString
             )
         return make(behaviour, request_class.FromString, response_class.SerializeToString)
-
-    def _admit(self, context: grpc.ServicerContext) -> Admission:
-        try:
-            return self._admission.admit(peer_address(context.peer()))
-        except Overloaded as error:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     def _first(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
         try:
@@ -152,6 +136,23 @@ class SideServices:
             except (Cancelled, FirewallError):
                 # The client has ended its stream, or is gone.
                 return
+
+
+@contextmanager
+def _admitted(
+    admission: AdmissionController,
+    context: grpc.ServicerContext,
+    refusal: grpc.StatusCode = grpc.StatusCode.RESOURCE_EXHAUSTED,
+) -> Iterator[None]:
+    """A place for a call, or its end with a refusal."""
+    try:
+        place = admission.admit(peer_address(context.peer()))
+    except Overloaded as error:
+        context.abort(refusal, str(error))
+    try:
+        yield
+    finally:
+        place.release()
 
 
 def _pool() -> DescriptorPool:

@@ -12,10 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from firewall.serve.descriptors import connection_limit
 from firewall.serve.tls import Credentials, bind
 
 #: Seconds that a call may take to send its message, and the same while the server is busy.
 MESSAGE_TIMEOUT, BUSY_MESSAGE_TIMEOUT = 20.0, 1.0
+#: Connections at a time; further ones are closed.
+MAX_CONNECTIONS = 2048
 #: Threads for refusals, beyond those of admitted requests and of health.
 _SPARE_THREADS = 8
 
@@ -23,8 +26,8 @@ _SPARE_THREADS = 8
 def options(max_message_bytes: int, *, shared_port: bool = False) -> list[tuple[str, int]]:
     """Channel arguments of every gRPC port.
 
-    Without the limits on streams and metadata the process grows by gigabytes within seconds under
-    rapid reset (CVE-2023-44487) or MadeYouReset (CVE-2025-8671).
+    Without the limits on streams, metadata, connections and waiting calls the process grows by
+    gigabytes within seconds under rapid reset (CVE-2023-44487) or MadeYouReset (CVE-2025-8671).
     """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -34,8 +37,15 @@ def options(max_message_bytes: int, *, shared_port: bool = False) -> list[tuple[
         # Off by default: two servers would silently share the requests of a port.
         ("grpc.so_reuseport", int(shared_port)),
         ("grpc.max_concurrent_streams", 100),
-        ("grpc.max_metadata_size", 16 << 10),
-        ("grpc.absolute_max_metadata_size", 32 << 10),
+        ("grpc.max_metadata_size", 8 << 10),
+        # Up to here fields are kept and handed to Python before the call is refused.
+        ("grpc.absolute_max_metadata_size", 10 << 10),
+        # Bytes of one read, of which every connection holds a buffer.
+        ("grpc.experimental.tcp_max_read_chunk_size", 64 << 10),
+        # Seconds after which calls that Python has not yet seen are dropped, of which gRPC keeps
+        # any number.
+        ("grpc.server_max_unrequested_time_in_server", 2),
+        ("grpc.max_allowed_incoming_connections", connection_limit(MAX_CONNECTIONS)),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_time_ms", 60_000),

@@ -6,7 +6,9 @@ begin (request id, trace) → admit (drain check, authentication, limits) → th
     request = pipeline.begin(incoming)
     try:
         request.admit()
-        answer = operation(receive(), request.context)
+        message = receive()
+        request.received()
+        answer = operation(message, request.context)
         request.succeed()
     except Exception as error:
         answer = request.fail(error)
@@ -118,6 +120,11 @@ class OpenRequest:
             raise NotReady("the server is shutting down")
         self._admission = pipeline.admission.admit(context.client)
         context.charge = self._admission.charge
+
+    def received(self) -> None:
+        """Note that the message has arrived whole."""
+        if self._admission is not None:
+            self._admission.received()
 
     def succeed(self) -> None:
         """End the request with an answer."""

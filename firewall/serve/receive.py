@@ -1,8 +1,10 @@
-"""Bound the time that a gRPC call may take to send its message.
+"""Bound the time that a gRPC call may take to send its message, and to take its answer.
 
 gRPC's sync server gives a call a thread when its headers have arrived, and the thread then waits
 for the message, for ever if it does not come. Calls are therefore taken as streams of one message,
 whose wait can be ended from outside by cancelling the call: one thread watches all waiting calls.
+It also cancels calls whose client does not take the answer (a flow-control window of zero), which
+would hold memory for as long as the connection lives.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from firewall.errors import Cancelled, InvalidInput
 
 log = logging.getLogger(__name__)
 
+#: Seconds in which an answer must be taken.
+ANSWER_TIMEOUT = 20.0
+#: Answers that may wait to be taken; beyond, the calls that were answered first are cancelled.
+MAX_ANSWERS = 1024
 #: Seconds between two looks at the waiting calls.
 _PERIOD = 0.25
 
@@ -30,11 +36,14 @@ class _Wait(NamedTuple):
 
 
 class MessageReceiver:
-    """Receives the messages of gRPC calls, and cancels calls whose message is late."""
+    """Receives the messages of gRPC calls, and cancels calls that are late with their part."""
 
     def __init__(self) -> None:
         """Start watching."""
         self._waits: dict[int, _Wait] = {}
+        # In the order in which they were answered.
+        self._answered: dict[int, _Wait] = {}
+        self._limited: dict[int, _Wait] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="receive-timeout", daemon=True)
         self._thread.start()
@@ -77,15 +86,40 @@ class MessageReceiver:
             self._waits.pop(thread, None)
         raise InvalidInput("message", "is missing; expected one")
 
+    def answered(self, context: grpc.ServicerContext) -> None:
+        """Cancel a call later unless its client takes the answer that is about to be sent."""
+        call = id(context)
+        self._answered[call] = _Wait(context, time.monotonic(), lambda: ANSWER_TIMEOUT)
+        if not context.add_callback(lambda: self._taken(call)):
+            self._taken(call)
+
+    def limit(self, context: grpc.ServicerContext, seconds: float) -> None:
+        """Cancel a call if it has not ended within a time, whatever it does."""
+        call = id(context)
+        self._limited[call] = _Wait(context, time.monotonic(), lambda: seconds)
+        if not context.add_callback(lambda: self._ended(call)):
+            self._ended(call)
+
+    def _taken(self, call: int) -> None:
+        self._answered.pop(call, None)
+
+    def _ended(self, call: int) -> None:
+        self._limited.pop(call, None)
+
     def _watch(self) -> None:
         while not self._closed.wait(_PERIOD):
             now = time.monotonic()
-            # A copy made in one step: threads add and remove entries meanwhile.
-            for wait in list(self._waits.values()):
-                if now - wait.since > wait.timeout():
-                    try:
-                        wait.context.cancel()
-                    except Exception:
-                        log.exception(
-                            "failed to cancel a call that timed out waiting for its message"
-                        )
+            # Copies made in one step: threads add and remove entries meanwhile.
+            for waits in (self._waits, self._limited, self._answered):
+                for wait in list(waits.values()):
+                    if now - wait.since > wait.timeout():
+                        _cancel(wait.context)
+            for wait in list(self._answered.values())[:-MAX_ANSWERS]:
+                _cancel(wait.context)
+
+
+def _cancel(context: grpc.ServicerContext) -> None:
+    try:
+        context.cancel()
+    except Exception:
+        log.exception("failed to cancel a call that is late")

@@ -167,6 +167,7 @@ class RestApi:
             try:
                 request.admit()
                 body = await self._body(http)
+                request.received()
                 asked = Request(body, _headers(http), http.path_params, self._max_body_bytes)
                 answer = None
                 if small is not None and len(body) <= _SMALL_BODY and asked.is_plain:

@@ -18,7 +18,13 @@ from firewall.serve.grpc_api import (
     GrpcMethods,
     OpenInferenceService,
 )
-from firewall.serve.grpc_health import MAX_WATCHES, SIDE_CALLS, HealthState, SideServices
+from firewall.serve.grpc_health import (
+    MAX_REFLECTIONS,
+    MAX_WATCHES,
+    SIDE_CALLS,
+    HealthState,
+    SideServices,
+)
 from firewall.serve.grpc_server import BUSY_MESSAGE_TIMEOUT, MESSAGE_TIMEOUT, GrpcServer
 from firewall.serve.metrics import Metrics
 from firewall.serve.operations_http import operations_application
@@ -106,7 +112,7 @@ class Server:
             flag="--grpc-port",
             credentials=settings.tls,
             max_message_bytes=settings.max_message_bytes,
-            threads=settings.max_requests + SIDE_CALLS + MAX_WATCHES,
+            threads=settings.max_requests + SIDE_CALLS + MAX_WATCHES + MAX_REFLECTIONS,
             shared_port=shared_ports,
         )
         self.grpc_port = self._grpc.port

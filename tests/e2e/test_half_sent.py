@@ -20,8 +20,8 @@ from firewall.errors import Overloaded
 from tests.support.served import Served, served
 from tests.support.tiny import wire
 
-#: Places of the server.
-THREADS = 32
+#: Requests in progress from which on the server is busy, and waits less for messages.
+BUSY = 48
 PREDICT, HEALTH = "/firewall.v1.FirewallService/Predict", "/grpc.health.v1.Health/Check"
 
 
@@ -95,12 +95,11 @@ def test_they_keep_no_thread_from_others(server: Served, half_sent: HalfSent) ->
     before = started(server)
     half_sent.begin(PREDICT, 200)
     for _ in range(200):
-        if started(server) - before >= THREADS:
+        if started(server) - before >= BUSY:
             break
         time.sleep(0.02)
-    # Every place is one whose message does not come, and others wait for a place.
-    assert started(server) - before >= THREADS
-    assert half_sent.open > THREADS
+    # Most places are those of calls whose message does not come.
+    assert started(server) - before >= BUSY
     refused = 0
     for _ in range(100):
         try:
@@ -114,7 +113,7 @@ def test_they_keep_no_thread_from_others(server: Served, half_sent: HalfSent) ->
         raise AssertionError(f"refused {refused} times")
     for _ in range(20):
         assert settled(server)
-    assert half_sent.open < THREADS
+    assert half_sent.open <= BUSY
 
 
 def test_nor_from_health(server: Served, half_sent: HalfSent) -> None:

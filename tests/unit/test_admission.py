@@ -15,6 +15,13 @@ class Clock:
         return self.now
 
 
+def computing(controller: AdmissionController, client: str) -> Admission:
+    """Admit a request whose message has arrived."""
+    admission = controller.admit(client)
+    admission.received()
+    return admission
+
+
 def test_rate_is_counted_in_rows_and_refills() -> None:
     clock = Clock()
     controller = AdmissionController(8, rate=2.0, burst=4.0, clock=clock)
@@ -45,7 +52,7 @@ def test_large_batch_puts_a_client_into_debt() -> None:
 def test_client_that_is_alone_may_have_every_place() -> None:
     controller = AdmissionController(4, clock=Clock())
     for _ in range(4):
-        controller.admit("only")
+        computing(controller, "only")
     with pytest.raises(Overloaded, match="4 requests are in progress"):
         controller.admit("only")
 
@@ -57,7 +64,7 @@ def test_places_are_shared_fairly_once_half_are_taken() -> None:
     held: list[Admission] = []
     for client in slow * 12:
         try:
-            held.append(controller.admit(client))
+            held.append(computing(controller, client))
         except Overloaded:
             continue
     # A share for each of the four, and one that is kept for who comes next.
@@ -76,8 +83,8 @@ def test_others_count_only_while_they_ask() -> None:
     clock = Clock()
     controller = AdmissionController(4, clock=clock)
     controller.admit("modest").release()
-    controller.admit("greedy")
-    controller.admit("greedy")
+    computing(controller, "greedy")
+    computing(controller, "greedy")
     with pytest.raises(Overloaded):
         controller.admit("greedy")
     clock.now += 1.5
@@ -99,7 +106,7 @@ def test_expected_wait_refuses_with_a_time_to_retry() -> None:
 def test_wait_is_expected_from_the_pace_of_completions() -> None:
     clock = Clock()
     controller = AdmissionController(64, max_wait=1.0, clock=clock)
-    held = [controller.admit("a") for _ in range(40)]
+    held = [computing(controller, "a") for _ in range(40)]
     for admission in held[:20]:
         clock.now += 0.05
         admission.release()
@@ -111,9 +118,33 @@ def test_wait_is_expected_from_the_pace_of_completions() -> None:
     controller.admit("a")
 
 
+def test_pace_of_requests_whose_message_does_not_come_delays_nobody() -> None:
+    clock = Clock()
+    controller = AdmissionController(64, max_wait=1.0, clock=clock)
+    slow = [controller.admit("slow") for _ in range(30)]
+    for admission in slow[:20]:
+        clock.now += 0.5
+        admission.release()
+    computing(controller, "quick").release()
+
+
+def test_last_quarter_is_for_clients_with_little_in_progress() -> None:
+    controller = AdmissionController(16, clock=Clock())
+    # Before others came it took more than its share.
+    for _ in range(11):
+        computing(controller, "first")
+    computing(controller, "second")
+    # A share is five, and half of it three.
+    computing(controller, "second")
+    computing(controller, "second")
+    with pytest.raises(Overloaded, match="3 requests of this client"):
+        controller.admit("second")
+    computing(controller, "third")
+
+
 def test_refused_request_holds_no_place() -> None:
     controller = AdmissionController(2, rate=1.0, burst=1.0, clock=Clock())
-    controller.admit("a")
+    computing(controller, "a")
     for _ in range(5):
         with pytest.raises(Overloaded):
             controller.admit("a")
