@@ -28,7 +28,9 @@ from firewall.serve.admin.workers import CHANGE_TIMEOUT
 from firewall.serve.admission import MAX_CLIENTS
 from firewall.serve.audit import MAX_QUEUED_LINES
 from firewall.serve.grpc_health import (
+    MAX_REFLECTIONS,
     MAX_WATCHES,
+    REFLECTION_TIMEOUT,
     SIDE_CALLS,
     SILENCE_TIMEOUT,
 )
@@ -36,10 +38,18 @@ from firewall.serve.grpc_health import (
     MESSAGE_TIMEOUT as HEALTH_TIMEOUT,
 )
 from firewall.serve.grpc_server import BUSY_MESSAGE_TIMEOUT, MESSAGE_TIMEOUT, options
-from firewall.serve.http_protocol import HEADER_TIMEOUT, MAX_HEADER_BYTES
+from firewall.serve.grpc_server import MAX_CONNECTIONS as GRPC_CONNECTIONS
+from firewall.serve.http_protocol import (
+    HEADER_TIMEOUT,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_FIELDS,
+    MAX_PIPELINED,
+    READ_TIMEOUT,
+)
 from firewall.serve.message_limits import MAX_FIELDS
 from firewall.serve.model import MAX_CERTIFYING
-from firewall.serve.rest_converters import MAX_FORM_FIELD
+from firewall.serve.receive import ANSWER_TIMEOUT, MAX_ANSWERS
+from firewall.serve.rest_converters import MAX_FORM_FIELD, MAX_INFLATION
 from firewall.serve.rest_server import KEEP_ALIVE, MAX_CONNECTIONS
 from firewall.serve.rollout import LOCK_TIMEOUT
 from firewall.serve.settings import PREFIX, Settings, fields
@@ -260,8 +270,9 @@ def _limits() -> str:
         "**Requests in progress**",
         own("max_requests", "requests in progress, over all protocols",
             f"{default['max_requests']}", later),
-        _Limit("those of one client, while half of them are taken and others ask",
-               "an equal share", "", later),
+        _Limit("those of one client, while others ask", "as many as are free", "", later),
+        _Limit("those of one client whose message has not arrived", "as many as are free", "",
+               later),
         own("max_wait", "expected wait of a request", f"{default['max_wait']:g} s", later),
         own("client_rate", "rows a second of one client", "no limit", later),
         own("client_burst", "rows of one client at once", "twice the rate", later),
@@ -272,9 +283,16 @@ def _limits() -> str:
         _Limit("arrival of a message or body", f"{MESSAGE_TIMEOUT:g} s; {BUSY_MESSAGE_TIMEOUT:g} s "
                "while three quarters of the requests in progress are taken", "",
                "`CANCELLED`, 499"),
+        _Limit("a client's taking of an answer", f"{ANSWER_TIMEOUT:g} s (gRPC: and at most "
+               f"{MAX_ANSWERS} answers that are not taken), {READ_TIMEOUT:g} s (REST)", "",
+               "cancelled, closed"),
+        _Limit("wait of a gRPC call for the server to take it up",
+               f"{grpc['grpc.server_max_unrequested_time_in_server']} s", "", "reset"),
         own("grace", "end of running requests when the server stops", f"{default['grace']:g} s",
             "cancelled"),
         "**Connections**",
+        _Limit("gRPC connections", f"{GRPC_CONNECTIONS}, and a quarter of the process's file "
+               "descriptors", "", "closed"),
         _Limit("calls at a time on a gRPC connection", f"{grpc['grpc.max_concurrent_streams']}",
                "", "the client waits"),
         _Limit("handshake of a gRPC connection", seconds("grpc.server_handshake_timeout_ms"), "",
@@ -289,17 +307,24 @@ def _limits() -> str:
         _Limit("idle gRPC connection", seconds("grpc.max_connection_idle_ms"), "", "`GOAWAY`"),
         _Limit("age of a gRPC connection", seconds("grpc.max_connection_age_ms"), "",
                f"`GOAWAY`; running calls have {seconds('grpc.max_connection_age_grace_ms')} more"),
-        _Limit("REST connections", f"{MAX_CONNECTIONS}", "", "503"),
-        _Limit("headers of a REST request", f"{MAX_HEADER_BYTES >> 10} KiB", "",
-               "the connection is closed"),
+        _Limit("REST connections, shared fairly by client", f"{MAX_CONNECTIONS}, and a quarter of "
+               "the process's file descriptors", "", "closed"),
+        _Limit("headers of a REST request", f"{MAX_HEADER_BYTES >> 10} KiB, "
+               f"{MAX_HEADER_FIELDS} fields", "", "the connection is closed"),
+        _Limit("REST requests that wait for earlier ones of their connection", f"{MAX_PIPELINED}",
+               "", "the connection is closed"),
+        _Limit("inflation of a compressed REST body, beyond 1 MiB", f"{MAX_INFLATION} times", "",
+               "413"),
         _Limit("time of the headers of a REST request", f"{HEADER_TIMEOUT:g} s", "",
                "closed"),
         _Limit("idle REST connection between requests", f"{KEEP_ALIVE} s", "", "closed"),
         "**Health and reflection**",
-        _Limit("calls at a time", f"{SIDE_CALLS}", "", "`RESOURCE_EXHAUSTED`"),
+        _Limit("calls of health at a time", f"{SIDE_CALLS}", "", "`RESOURCE_EXHAUSTED`"),
         _Limit("watches of health at a time", f"{MAX_WATCHES}", "", "`UNIMPLEMENTED`"),
         _Limit("arrival of a message", f"{HEALTH_TIMEOUT:g} s", "", "cancelled"),
-        _Limit("silence of a reflection stream", f"{SILENCE_TIMEOUT:g} s", "", "ended"),
+        _Limit("streams of reflection at a time", f"{MAX_REFLECTIONS}", "", "`RESOURCE_EXHAUSTED`"),
+        _Limit("silence of a reflection stream, and its whole time",
+               f"{SILENCE_TIMEOUT:g} s, {REFLECTION_TIMEOUT:g} s", "", "ended"),
         "**Administration**",
         _Limit("requests at a time", f"{admin.MAX_REQUESTS}", "", "`RESOURCE_EXHAUSTED`"),
         _Limit("message", _size(admin.MAX_MESSAGE_BYTES), "", "`RESOURCE_EXHAUSTED`"),

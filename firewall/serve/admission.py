@@ -5,6 +5,7 @@
 | requests in progress (`max_requests`) | 429 / RESOURCE_EXHAUSTED with a time to retry |
 | fair share of them by client, while the server is half full | the same, for that client alone |
 | half of that share, once three quarters are taken | the same, for that client alone |
+| three quarters, by a client that has not sent its messages | the same, for that client alone |
 | expected wait (`max_wait`) | the same |
 | rows a second by client (`client_rate`, `client_burst`) | the same |
 
@@ -40,6 +41,8 @@ class _Client:
     tokens: float
     filled: float
     running: int = 0
+    #: Of the running, those whose message has not arrived.
+    receiving: int = 0
     seen: float = 0.0
 
 
@@ -56,7 +59,7 @@ class Admission:
         """Note that the message has arrived: from now on it is the server that takes time."""
         if not self._computes:
             self._computes = True
-            self._controller.begin_computing()
+            self._controller.begin_computing(self._client)
 
     def charge(self, rows: int) -> None:
         """Count the rows of the request; the first has been paid for on admission."""
@@ -141,6 +144,7 @@ class AdmissionController:
                 known.tokens -= 1
             self._holders += known.running == 0
             known.running += 1
+            known.receiving += 1
             self._running += 1
         return Admission(self, known)
 
@@ -150,9 +154,10 @@ class AdmissionController:
             with self._lock:
                 client.tokens -= rows
 
-    def begin_computing(self) -> None:
+    def begin_computing(self, client: _Client) -> None:
         """Count a request whose message has arrived."""
         with self._lock:
+            client.receiving -= 1
             self._computing += 1
 
     def release(self, client: _Client, *, computed: bool) -> None:
@@ -164,6 +169,8 @@ class AdmissionController:
             if computed:
                 self._computing -= 1
                 self._intervals.completed(self._clock(), self._computing)
+            else:
+                client.receiving -= 1
 
     def _client(self, key: str, now: float) -> _Client:
         known = self._clients.get(key)
@@ -196,6 +203,13 @@ class AdmissionController:
             raise Overloaded(
                 f"server busy: a request would wait {wait:.1f} s, at most {self._max_wait:g} s "
                 "are allowed",
+                retry_after=retry_after,
+            )
+        # Also for a client that is alone: who comes next finds room although no message has come.
+        if client.receiving >= self._max_requests - self._max_requests // 4:
+            raise Overloaded(
+                f"server busy: {client.receiving} requests of this client have not sent their "
+                "message",
                 retry_after=retry_after,
             )
         # Below half of the room every client may take what it wants, and a client that is alone

@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from firewall.errors import Cancelled, FirewallError, Overloaded
-from firewall.serve.admission import AdmissionController
+from firewall.serve.admission import Admission, AdmissionController
 from firewall.serve.auth import peer_address
 from firewall.serve.receive import MessageReceiver
 from firewall.serve.status import failure
@@ -97,14 +97,18 @@ class SideServices:
         response_class: Any = GetMessageClass(method.output_type)
 
         def unary(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            with _admitted(self._calls, context):
-                response = run(self._first(messages, context), context)
+            with _admitted(self._calls, context) as place:
+                message = self._first(messages, context)
+                place.received()
+                response = run(message, context)
             self._receiver.answered(context)
             return response
 
         def watch(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            with _admitted(self._watches, context, grpc.StatusCode.UNIMPLEMENTED):
-                yield from run(self._first(messages, context), context)
+            with _admitted(self._watches, context, grpc.StatusCode.UNIMPLEMENTED) as place:
+                message = self._first(messages, context)
+                place.received()
+                yield from run(message, context)
 
         def stream(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with _admitted(self._reflections, context):
@@ -143,14 +147,14 @@ def _admitted(
     admission: AdmissionController,
     context: grpc.ServicerContext,
     refusal: grpc.StatusCode = grpc.StatusCode.RESOURCE_EXHAUSTED,
-) -> Iterator[None]:
+) -> Iterator[Admission]:
     """A place for a call, or its end with a refusal."""
     try:
         place = admission.admit(peer_address(context.peer()))
     except Overloaded as error:
         context.abort(refusal, str(error))
     try:
-        yield
+        yield place
     finally:
         place.release()
 

@@ -26,8 +26,9 @@ _SPARE_THREADS = 8
 def options(max_message_bytes: int, *, shared_port: bool = False) -> list[tuple[str, int]]:
     """Channel arguments of every gRPC port.
 
-    Without the limits on streams, metadata, connections and waiting calls the process grows by
-    gigabytes within seconds under rapid reset (CVE-2023-44487) or MadeYouReset (CVE-2025-8671).
+    With them the memory stays bounded under rapid reset (CVE-2023-44487), MadeYouReset
+    (CVE-2025-8671) and the other floods of `benchmarks.floods`, except where the attackers open
+    hundreds of connections a second, against which gRPC has no option.
     """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),

@@ -57,6 +57,8 @@ from firewall.serve.tensors import (
 
 #: Header that says how many bytes of the body are JSON; the rest are tensors.
 BINARY_HEADER = "inference-header-content-length"
+#: How many times as large a compressed body may become, beyond a mebibyte.
+MAX_INFLATION, _INFLATED_FREELY = 16, 1 << 20
 Model = TypeVar("Model", InferenceRequest, NativeBody)
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 #: Bytes of the fields of a form that are not files, and how many of them there may be.
@@ -113,12 +115,14 @@ class Request:
             )
         # 32 + window bits: gzip and zlib by their own headers.
         inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
+        # Zeros deflate a thousandfold: a small body must not become a large one.
+        limit = min(self.max_bytes, max(_INFLATED_FREELY, MAX_INFLATION * len(self.body)))
         try:
-            content = inflater.decompress(self.body, self.max_bytes + 1)
+            content = inflater.decompress(self.body, limit + 1)
         except zlib.error as error:
             raise InvalidInput("body", f"is not {encoding} data") from error
-        if len(content) > self.max_bytes:
-            raise TooLarge(f"body: over {self.max_bytes} bytes after decompression")
+        if len(content) > limit:
+            raise TooLarge(f"body: over {limit} bytes after decompression")
         if not inflater.eof:
             raise InvalidInput("body", f"is truncated {encoding} data")
         if inflater.unused_data:

@@ -8,11 +8,14 @@ import logging
 import socket
 import threading
 import time
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 
 from firewall.errors import ConfigError
+from firewall.serve.admission import AdmissionController
+from firewall.serve.descriptors import connection_limit
 from firewall.serve.http_protocol import BoundedHttpProtocol
 from firewall.serve.tls import Credentials, Reader
 
@@ -20,7 +23,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds that an idle connection is kept between two requests.
 KEEP_ALIVE = 75
-#: Connections beyond which new ones are answered 503.
+#: Connections at a time, shared fairly by client; further ones are closed.
 MAX_CONNECTIONS = 4096
 _BACKLOG = 512
 _LOOK = 1.0
@@ -56,19 +59,20 @@ class RestServer:
         self._reader = None if credentials is None else Reader(credentials)
         self._socket = bind_socket(host, port, flag, shared=shared_port)
         self.port: int = self._socket.getsockname()[1]
+        self._connections = AdmissionController(connection_limit(MAX_CONNECTIONS))
         config = uvicorn.Config(
             application,
             loop="asyncio",
-            http=BoundedHttpProtocol,
+            # Any callable that makes a protocol.
+            http=cast(type[asyncio.Protocol], partial(BoundedHttpProtocol, self._connections)),
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
-            limit_concurrency=MAX_CONNECTIONS,
         )
         if credentials is not None and self._reader is not None:
             config.ssl_certfile = str(credentials.certificate)

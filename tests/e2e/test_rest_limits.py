@@ -119,7 +119,7 @@ def test_bodies_that_never_come_are_ended_and_give_their_places_back(
     ):
         waiting = [
             stack.enter_context(begin(running.rest_port, "Content-Length: 100", body=b"{"))
-            for _ in range(4)
+            for _ in range(3)
         ]
         ended, _, _ = select.select(waiting, [], [], 20)
         # Its place is free again, and with it the patience with whoever is left.

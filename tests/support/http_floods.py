@@ -10,10 +10,17 @@ import numpy as np
 from PIL import Image
 
 from tests.support.flooding import Flood, Link
-from tests.support.grpc_floods import SLOW_MESSAGE, SLOW_RATE, idle_connections
+from tests.support.grpc_floods import SLOW_MESSAGE, SLOW_RATE
 
 _INFER = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: localhost\r\n"
 _LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def idle_connections(link: Link) -> None:
+    """Connect and say nothing, or ask once and then say nothing."""
+    if link.number % 2:
+        link.send(_LIVE + b"\r\n")
+    link.idle()
 
 
 def slow_headers(link: Link) -> None:

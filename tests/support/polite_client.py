@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -74,18 +74,6 @@ class Place:
     port: int
 
 
-@contextmanager
-def polite_clients(places: list[Place]) -> Iterator[Callable[[float], list[Future[PoliteAnswers]]]]:
-    """Clients in one process, which have begun; call to have them ask for some seconds."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(_imported).result()
-        yield lambda seconds: [pool.submit(ask_politely, places, seconds)]
-
-
-def _imported() -> None:
-    """Start the process and import this module, which takes seconds."""
-
-
 @dataclass
 class PoliteAnswers:
     """By place: over a client's own connection, and over connections that are opened anew."""
@@ -94,14 +82,29 @@ class PoliteAnswers:
     new: dict[str, Answers]
 
 
-def ask_politely(places: list[Place], seconds: float) -> PoliteAnswers:
+@contextmanager
+def polite_clients(
+    places: list[Place], deadline: float = DEADLINE
+) -> Iterator[Callable[[float], PoliteAnswers]]:
+    """A process that is ready to ask each place; call with the seconds for which it asks."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        # To import this module takes seconds.
+        pool.submit(_imported).result()
+        yield lambda seconds: pool.submit(ask_politely, places, seconds, deadline).result()
+
+
+def _imported() -> None:
+    pass
+
+
+def ask_politely(places: list[Place], seconds: float, deadline: float) -> PoliteAnswers:
     """Ask each place for some seconds."""
     found = PoliteAnswers(
         {place.kind: Answers() for place in places}, {place.kind: Answers() for place in places}
     )
     lock = threading.Lock()
     with ThreadPoolExecutor(64) as pool:
-        kept = {place: _asker(place) for place in places}
+        kept = {place: _asker(place, deadline) for place in places}
         for ask in kept.values():
             # The connection is there before the first request that counts.
             ask()
@@ -109,21 +112,23 @@ def ask_politely(places: list[Place], seconds: float) -> PoliteAnswers:
         for tick in range(int(seconds * RATE)):
             time.sleep(max(0.0, start + tick / RATE - time.monotonic()))
             for place in places:
-                pool.submit(_count, kept[place], found.kept[place.kind], lock)
+                pool.submit(_count, kept[place], found.kept[place.kind], deadline, lock)
                 if tick % (RATE // NEW_CONNECTIONS) == 0:
-                    pool.submit(_count, _anew(place), found.new[place.kind], lock)
+                    pool.submit(
+                        _count, _anew(place, deadline), found.new[place.kind], deadline, lock
+                    )
     return found
 
 
-def _count(ask: Ask, answers: Answers, lock: threading.Lock) -> None:
+def _count(ask: Ask, answers: Answers, deadline: float, lock: threading.Lock) -> None:
     start = time.monotonic()
     status, retry_after = ask()
     spent = time.monotonic() - start
-    first = answered = status in _ANSWERED and spent <= DEADLINE
-    if not answered and retry_after is not None and retry_after <= DEADLINE:
+    first = answered = status in _ANSWERED and spent <= deadline
+    if not answered and retry_after is not None and retry_after <= deadline:
         time.sleep(retry_after)
         begun = time.monotonic()
-        answered = ask()[0] in _ANSWERED and time.monotonic() - begun <= DEADLINE
+        answered = ask()[0] in _ANSWERED and time.monotonic() - begun <= deadline
     with lock:
         answers.sent += 1
         answers.first += first
@@ -133,20 +138,20 @@ def _count(ask: Ask, answers: Answers, lock: threading.Lock) -> None:
             answers.seconds.append(spent)
 
 
-def _asker(place: Place, *, anew: bool = False) -> Ask:
+def _asker(place: Place, deadline: float, *, anew: bool = False) -> Ask:
     if place.kind in ("grpc", "check"):
         # Channels with the same options would share one connection.
         options = (("grpc.use_local_subchannel_pool", 1),)
         channel = grpc.insecure_channel(f"127.0.0.1:{place.port}", options)
-        return _over_grpc(place.kind, channel, closes=anew)
-    return _over_http(place, anew=anew)
+        return _over_grpc(place.kind, channel, deadline, closes=anew)
+    return _over_http(place, deadline, anew=anew)
 
 
-def _anew(place: Place) -> Ask:
-    return lambda: _asker(place, anew=True)()
+def _anew(place: Place, deadline: float) -> Ask:
+    return lambda: _asker(place, deadline, anew=True)()
 
 
-def _over_grpc(kind: str, channel: grpc.Channel, *, closes: bool) -> Ask:
+def _over_grpc(kind: str, channel: grpc.Channel, deadline: float, *, closes: bool) -> Ask:
     if kind == "check":
         method, request = CHECK, health_pb2.HealthCheckRequest().SerializeToString()
     else:
@@ -158,7 +163,7 @@ def _over_grpc(kind: str, channel: grpc.Channel, *, closes: bool) -> Ask:
 
     def ask() -> tuple[str, float | None]:
         try:
-            call(request, timeout=2 * DEADLINE)
+            call(request, timeout=2 * deadline)
             return "OK", None
         except grpc.RpcError as error:
             info = details(error).get("RetryInfo")
@@ -171,7 +176,7 @@ def _over_grpc(kind: str, channel: grpc.Channel, *, closes: bool) -> Ask:
     return ask
 
 
-def _over_http(place: Place, *, anew: bool) -> Ask:
+def _over_http(place: Place, deadline: float, *, anew: bool) -> Ask:
     path = place.kind if place.kind.startswith("/") else "/v2/models/tiny/infer"
     body = None
     if not place.kind.startswith("/"):
@@ -185,7 +190,7 @@ def _over_http(place: Place, *, anew: bool) -> Ask:
         try:
             connection = idle.pop()
         except IndexError:
-            connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=2 * DEADLINE)
+            connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=2 * deadline)
         try:
             connection.request("GET" if body is None else "POST", path, body)
             response = connection.getresponse()

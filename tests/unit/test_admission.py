@@ -128,6 +128,17 @@ def test_pace_of_requests_whose_message_does_not_come_delays_nobody() -> None:
     computing(controller, "quick").release()
 
 
+def test_client_that_sends_no_messages_leaves_a_quarter_of_the_places() -> None:
+    controller = AdmissionController(8, clock=Clock())
+    silent = [controller.admit("silent") for _ in range(6)]
+    with pytest.raises(Overloaded, match="6 requests of this client have not sent"):
+        controller.admit("silent")
+    silent[0].received()
+    silent[1].release()
+    controller.admit("silent")
+    controller.admit("silent")
+
+
 def test_last_quarter_is_for_clients_with_little_in_progress() -> None:
     controller = AdmissionController(16, clock=Clock())
     # Before others came it took more than its share.
