@@ -34,6 +34,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], P
     return json.loads(line), picture
 
 
+@pytest.mark.slow
 def test_the_demo_tells_its_story(told: tuple[dict[str, object], Path]) -> None:
     story, picture = told
     assert set(story) == {"clean", "forged", "monitor", "picture", "seconds"}

@@ -45,6 +45,7 @@ def evaluate_target(target: Path, *arguments: str) -> subprocess.CompletedProces
     return command("evaluate", str(target), *arguments)
 
 
+@pytest.mark.slow
 def test_the_full_suite_and_its_resumption(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "out"
     arguments = ("--data", str(data), "--eps", "0.2", "--out", str(out), "--json")

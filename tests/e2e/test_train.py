@@ -38,6 +38,7 @@ def firewall(*arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_a_recipe_becomes_a_bundle_and_a_killed_run_the_same_one(tmp_path: Path) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(SMALL)
