@@ -56,6 +56,7 @@ def test_the_demo_tells_its_story(told: tuple[dict[str, object], Path]) -> None:
         assert len(np.unique(np.asarray(image.convert("L")))) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("told")
 def test_the_default_bundle_is_cached_signed_and_says_what_was_measured() -> None:
     bundle = open_bundle(default_recipe.cached_path(), trusted_keys())
@@ -71,6 +72,7 @@ def test_the_default_bundle_is_cached_signed_and_says_what_was_measured() -> Non
     assert sum(len(part) for part in parts) == len(set.union(*parts))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("told")
 def test_the_published_figures_are_those_of_this_recipe() -> None:
     root = Path(__file__).parents[2]
