@@ -3,8 +3,8 @@
 | limit | what happens beyond it |
 |---|---|
 | requests in progress (`max_requests`) | 429 / RESOURCE_EXHAUSTED with a time to retry |
-| fair share of them by client, while the server is half full | the same, for that client alone |
-| half of that share, once three quarters are taken | the same, for that client alone |
+| as many of them by one client as are free, while others ask | the same, for that client alone |
+| half as many, of which no message has come, while others ask | the same, for that client alone |
 | three quarters, by a client that has not sent its messages | the same, for that client alone |
 | expected wait (`max_wait`) | the same |
 | rows a second by client (`client_rate`, `client_burst`) | the same |
@@ -205,28 +205,24 @@ class AdmissionController:
                 "are allowed",
                 retry_after=retry_after,
             )
-        # Also for a client that is alone: who comes next finds room although no message has come.
+        # Also for a client that is alone: who comes next finds room although no message came.
         if client.receiving >= self._max_requests - self._max_requests // 4:
             raise Overloaded(
                 f"server busy: {client.receiving} requests of this client have not sent their "
                 "message",
                 retry_after=retry_after,
             )
-        # Below half of the room every client may take what it wants, and a client that is alone
-        # may take all of it. Otherwise one share more than there are clients is kept free, so that
-        # a client that comes now finds room; and the last quarter is for those with less than half
-        # of their share, since others may have taken more before it was shared.
-        if 2 * self._running >= self._max_requests and self._others(client, now):
-            holders = self._holders + (client.running == 0)
-            share = max(1, self._max_requests // (holders + 1))
-            if 4 * self._running >= 3 * self._max_requests:
-                share = (share + 1) // 2
-            if client.running >= share:
-                raise Overloaded(
-                    f"server busy: {client.running} requests of this client are in progress, and "
-                    "other clients wait",
-                    retry_after=retry_after,
-                )
+        # Choudhury and Hahne, "Dynamic queue length thresholds" (1998): n busy clients settle at an
+        # equal share of n + 1, so that who comes next finds room, and those who took more before
+        # others came get nothing until they are back at it.
+        # Requests that wait for their client may wait for long, so they get half.
+        free = self._max_requests - self._running
+        if max(client.running, 2 * client.receiving) >= free and self._others(client, now):
+            raise Overloaded(
+                f"server busy: {client.running} requests of this client are in progress, and other "
+                "clients wait",
+                retry_after=retry_after,
+            )
 
     def _others(self, client: _Client, now: float) -> bool:
         """Whether any other client has requests in progress or asked a moment ago."""

@@ -31,7 +31,7 @@ HEALTH: ServiceDescriptor = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION: ServiceDescriptor = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 #: Calls of health that wait for their message or are answered, at a time.
-SIDE_CALLS = 32
+SIDE_CALLS = 128
 #: Clients that may watch health, and streams of reflection, at a time; each has a thread.
 MAX_WATCHES, MAX_REFLECTIONS = 32, 8
 #: Seconds in which a health check's message must arrive, and for which a reflection stream may be

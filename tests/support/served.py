@@ -46,12 +46,23 @@ class Served:
         return f"http://127.0.0.1:{self.operations_port}"
 
     def events(self) -> list[dict[str, Any]]:
-        """Of the audit log, once it is still: a thread of its own writes it, after the answer."""
-        text, before = self.audit.read_text(), None
-        while text != before:
+        """Return the audit log once it no longer grows: it is written after the answer.
+
+        Under load that is logged it never stops growing; use `events_so_far` there.
+        """
+        before = None
+        for _ in range(100):
+            events = self.events_so_far()
+            if events == before:
+                return events
+            before = events
             time.sleep(0.2)
-            text, before = self.audit.read_text(), text
-        return [json.loads(line) for line in text.splitlines()]
+        raise AssertionError("the audit log grew for 20 seconds")
+
+    def events_so_far(self) -> list[dict[str, Any]]:
+        """Return the whole lines of the audit log, without waiting."""
+        written, newline, _ = self.audit.read_text().rpartition("\n")
+        return [json.loads(line) for line in (written + newline).splitlines()]
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
+
 import pytest
 
 from firewall.errors import Overloaded
@@ -57,18 +60,21 @@ def test_client_that_is_alone_may_have_every_place() -> None:
         controller.admit("only")
 
 
-def test_places_are_shared_fairly_once_half_are_taken() -> None:
+def test_places_are_shared_fairly_among_those_who_ask() -> None:
     clock = Clock()
     controller = AdmissionController(12, clock=clock)
     slow = [f"slow {number}" for number in range(4)]
     held: list[Admission] = []
+    counts = Counter[str]()
     for client in slow * 12:
         try:
             held.append(computing(controller, client))
+            counts[client] += 1
         except Overloaded:
             continue
     # A share for each of the four, and one that is kept for who comes next.
-    assert len(held) <= 9
+    assert set(counts.values()) == {2, 3}
+    assert len(held) <= 10
     modest = controller.admit("modest")
     with pytest.raises(Overloaded, match="of this client"):
         controller.admit(slow[0])
@@ -139,18 +145,29 @@ def test_client_that_sends_no_messages_leaves_a_quarter_of_the_places() -> None:
     controller.admit("silent")
 
 
-def test_last_quarter_is_for_clients_with_little_in_progress() -> None:
+def test_silent_clients_leave_room_for_one_that_sends_its_messages() -> None:
+    controller = AdmissionController(64, clock=Clock())
+    controller.admit("modest").release()
+    for client in ("a", "b", "c", "d"):
+        with suppress(Overloaded):
+            for _ in range(64):
+                controller.admit(client)
+    for _ in range(6):
+        computing(controller, "modest")
+
+
+def test_client_that_took_more_before_others_came_waits_for_its_share() -> None:
     controller = AdmissionController(16, clock=Clock())
-    # Before others came it took more than its share.
-    for _ in range(11):
-        computing(controller, "first")
-    computing(controller, "second")
-    # A share is five, and half of it three.
+    held = [computing(controller, "first") for _ in range(12)]
     computing(controller, "second")
     computing(controller, "second")
-    with pytest.raises(Overloaded, match="3 requests of this client"):
+    # Two are free, and it has two.
+    with pytest.raises(Overloaded, match="2 requests of this client"):
         controller.admit("second")
     computing(controller, "third")
+    for admission in held[:8]:
+        admission.release()
+    computing(controller, "second")
 
 
 def test_refused_request_holds_no_place() -> None:
