@@ -95,7 +95,7 @@ def measure(name: str, seed: int, work: Path) -> dict[str, float]:
     """A run's figures, on the sealed test images."""
     torch.set_num_threads(1)
     recipe = load(RECIPE, Registry.discover())
-    parts = read_parts(recipe.data, RECIPE.parent)
+    parts, _ = read_parts(recipe.data, RECIPE.parent)
     steps = Steps(work / "steps", lambda line: None)
     network, train = specs(recipe, name)
     inputs = {

@@ -145,7 +145,7 @@ def _attack(task: Task, recipe: Recipe, parts: dict[str, Any], place: Path, fold
 def opened(path: Path, work: Path) -> tuple[Recipe, dict[str, Any], Steps, str]:
     """A recipe, its data, and the steps of its run."""
     recipe = load(path, Registry.discover())
-    parts = read_parts(recipe.data, path.parent)
+    parts, _ = read_parts(recipe.data, path.parent)
     steps = Steps(work / recipe.name / "steps", lambda line: None)
     return recipe, parts, steps, digest(data_step(recipe.data, parts, steps))
 

@@ -24,11 +24,11 @@ from benchmarks.environment import environment
 from benchmarks.imagenet_default import publish
 from firewall.attack.apgd import TargetedAutoPGD
 from firewall.attack.gradient import pgd
+from firewall.evaluation.onnx_target import OnnxTarget
 from firewall.evaluation.report import write_report
 from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
 from firewall.evaluation.surrogates import trained_surrogates
-from firewall.evaluation.target import OnnxTarget
 from firewall.guard.compile import export
 from firewall.train.data import load_idx
 

@@ -12,6 +12,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from firewall.errors import BundleMalformed, ConfigError, FirewallError
@@ -33,6 +34,29 @@ _LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{
 MakeError = Callable[[str], FirewallError]
 
 
+def read_text(path: Path, what: str, *, error: MakeError = ConfigError) -> str:
+    """Read a text file that a person wrote: UTF-8, with or without a byte order mark.
+
+    Args:
+        path: of the file.
+        what: name of the file, with which the error begins.
+        error: class of the error to raise.
+
+    Raises:
+        FirewallError: of the class `error`: it cannot be read, or is in another encoding.
+
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as problem:
+        raise error(f"{what}: {path} cannot be read: {problem.strerror}") from problem
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"{what}: {path} is not UTF-8 text (byte {problem.object[problem.start]:#04x} at "
+            f"{problem.start}); save it as UTF-8"
+        ) from problem
+
+
 def parse_toml(
     text: str | bytes, what: str, *, error: MakeError = ConfigError, max_bytes: int = MAX_TOML
 ) -> dict[str, Any]:
@@ -50,7 +74,7 @@ def parse_toml(
     """
     _check_size(text, what, error, max_bytes)
     try:
-        decoded = text.decode() if isinstance(text, bytes) else text
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         if _LONG_KEY.search(decoded):
             raise _too_deep(what, error)
         body = tomllib.loads(decoded)

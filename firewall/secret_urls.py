@@ -12,6 +12,7 @@ from pathlib import Path
 
 from firewall.errors import ConfigError
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: `user:password@` or `:password@` after `scheme://`. The password may hold `/` and `?`, which
 #: SQLAlchemy accepts; the user may hold `@`, which redis accepts. A path (`sqlite:///a:b@c`) has
 #: no user.
@@ -20,6 +21,11 @@ _PASSWORD = re.compile(r"[^/]*?:[^@]+@")
 _PARAMETER = re.compile(r"[?&](password|passwd|pwd)=", re.IGNORECASE)
 #: Bytes of a file with a URL.
 _MAX_BYTES = 8192
+
+
+def is_url(text: str) -> bool:
+    """Whether a value is a URL and no path: only what begins with `scheme://` is."""
+    return bool(_SCHEME.match(text))
 
 
 def resolve_url(value: str, *, flag: str, variable: str) -> str:
@@ -69,7 +75,7 @@ def without_password(url: str) -> str:
 def _read(path: Path, flag: str) -> str:
     try:
         with open(path, "rb") as file:
-            text = file.read(_MAX_BYTES + 1).decode().strip()
+            text = file.read(_MAX_BYTES + 1).decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{flag}: {path} cannot be read") from error
     if not text or len(text) > _MAX_BYTES or not text.isprintable():

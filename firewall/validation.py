@@ -128,7 +128,9 @@ def _path(location: Location) -> str:
             path += f"[{part}]"
         elif part != "[key]":  # pydantic's mark for an error in the key itself
             plain = _PLAIN_KEY.fullmatch(part)
-            path += "." + _cut(part if plain else json.dumps(part, ensure_ascii=False), _LONGEST)
+            path += "." + _cut(
+                part if plain else json.dumps(part, ensure_ascii=False, allow_nan=False), _LONGEST
+            )
     return path.removeprefix(".")
 
 

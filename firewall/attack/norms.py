@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
+
+from firewall.errors import ConfigError
 
 
 class Norm(Protocol):
@@ -85,14 +88,35 @@ def _rows(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
+def check_radius(norm: str, radius: float, flag: str = "--eps") -> None:
+    """Check the radius of a ball around images with values in [0, 1].
+
+    Args:
+        norm: `linf` or `l2`.
+        radius: of the ball.
+        flag: by which it was given, for the error.
+
+    Raises:
+        ConfigError: it is not positive and finite, or is larger than the whole range.
+
+    """
+    if not (math.isfinite(radius) and radius > 0):
+        raise ConfigError(f"{flag}: {radius}; expected a positive, finite radius")
+    if norm == "linf" and radius > 1:
+        raise ConfigError(
+            f"{flag}: {radius:g}; expected at most 1, since images have values in [0, 1] "
+            f"({radius:g}/255 is {radius / 255:.4f})"
+        )
+
+
 def norm_named(name: str) -> Norm:
     """`linf` or `l2`.
 
     Raises:
-        ValueError: another name.
+        ConfigError: another name.
 
     """
     for norm in (Linf(), L2()):
         if norm.name == name:
             return norm
-    raise ValueError(f"norm: {name!r}; expected 'linf' or 'l2'")
+    raise ConfigError(f"--norm: {name!r}; expected linf or l2")

@@ -15,7 +15,7 @@ from firewall.attack.gradient import GradientAttack, Model, pgd
 from firewall.attack.hop_skip_jump import HopSkipJump
 from firewall.attack.libraries import FoolboxAttack
 from firewall.attack.losses import dlr
-from firewall.attack.norms import Norm, norm_named
+from firewall.attack.norms import Norm, check_radius, norm_named
 from firewall.attack.optimise import TargetedOptimisation
 from firewall.attack.oracle import Oracle, Replies
 from firewall.attack.physical import Camera, PhysicalAttack, held_share
@@ -64,9 +64,9 @@ class Order:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"--method: {self.method!r}; expected one of {', '.join(METHODS)}")
-        if self.norm not in ("linf", "l2"):
-            raise ConfigError(f"--norm: {self.norm!r}; expected linf or l2")
-        for flag, value in (("eps", self.radius), ("steps", self.steps), ("queries", self.queries)):
+        norm_named(self.norm)
+        check_radius(self.norm, self.radius)
+        for flag, value in (("steps", self.steps), ("queries", self.queries)):
             if not value > 0:
                 raise ConfigError(f"--{flag}: {value}; expected a positive number")
         if self.target is not None and self.method not in AIMED:

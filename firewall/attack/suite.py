@@ -16,7 +16,7 @@ from firewall.attack.expectation import Expectation
 from firewall.attack.gradient import GradientAttack, Model, pgd
 from firewall.attack.hop_skip_jump import HopSkipJump
 from firewall.attack.libraries import FoolboxAttack
-from firewall.attack.losses import dlr
+from firewall.attack.losses import Loss, cross_entropy, dlr, likeliest_dlr
 from firewall.attack.norms import Norm
 from firewall.attack.oracle import Oracle
 from firewall.attack.square import Square
@@ -78,6 +78,7 @@ class Entry:
         knowledge: of its attacker.
         run: images, labels and a seed to forged images.
         bounded: whether it keeps to the radius. One that does not is no part of a worst case.
+        loss: what it raises on the classifier; None where it works by something else.
 
     """
 
@@ -85,6 +86,7 @@ class Entry:
     knowledge: Knowledge
     run: Callable[[Tensor, Tensor, int], Forged]
     bounded: bool = True
+    loss: Loss | None = None
 
 
 def suite(name: str, setting: Setting) -> list[Entry]:
@@ -118,20 +120,22 @@ def _static(setting: Setting) -> list[Entry]:
     knows: Knowledge = "oblivious" if guarded else "white-box"
 
     def entry(
-        title: str, attack: Callable[..., Tensor], *, bounded: bool = True, on: Model = model
+        title: str, attack: Callable[..., Tensor], loss: Loss | None = None, *, bounded: bool = True
     ) -> Entry:
-        return Entry(title, knows, lambda x, y, s: Forged(attack(on, x, y, seed=s)), bounded)
+        return Entry(
+            title, knows, lambda x, y, s: Forged(attack(model, x, y, seed=s)), bounded, loss
+        )
 
     momentum = GradientAttack(radius, steps, 2.5 * radius / steps, norm=norm, momentum=1.0)
     entries = [
-        entry("FGSM", GradientAttack(radius, 1, radius, norm=norm)),
-        entry("BIM", GradientAttack(radius, steps, 2.5 * radius / steps, norm=norm)),
+        entry("FGSM", GradientAttack(radius, 1, radius, norm=norm), cross_entropy),
+        entry("BIM", GradientAttack(radius, steps, 2.5 * radius / steps, norm=norm), cross_entropy),
         # As confident as it gets where a guard looks on; otherwise what fools is done.
-        entry(f"PGD-{steps}", pgd(radius, steps, norm=norm, stops=not guarded)),
-        entry("MI-FGSM", momentum),
-        entry("APGD-CE", AutoPGD(radius, steps, norm)),
-        entry("APGD-DLR", AutoPGD(radius, steps, norm, loss=dlr)),
-        entry("APGD-T", TargetedAutoPGD(radius, steps, norm)),
+        entry(f"PGD-{steps}", pgd(radius, steps, norm=norm, stops=not guarded), cross_entropy),
+        entry("MI-FGSM", momentum, cross_entropy),
+        entry("APGD-CE", AutoPGD(radius, steps, norm), cross_entropy),
+        entry("APGD-DLR", AutoPGD(radius, steps, norm, loss=dlr), dlr),
+        entry("APGD-T", TargetedAutoPGD(radius, steps, norm), likeliest_dlr),
         entry("DeepFool", FoolboxAttack("deepfool", norm.name, steps=steps), bounded=False),
         entry("CW-L2", FoolboxAttack("cw", steps=2 * steps), bounded=False),
     ]

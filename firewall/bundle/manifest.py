@@ -79,12 +79,17 @@ class Manifest(Spec):
     preprocessing: Preprocessing
     guard: GuardSpec
     threat_model: ThreatModel
+    #: Rate of false positives for which the bundle was made and evaluated: the policy's default.
+    promised_rate: float | None = Field(default=None, gt=0, lt=0.5)
     provenance: Provenance
     files: dict[str, FileEntry] = Field(max_length=64)
 
     def to_json(self) -> bytes:
         """Serialise, as stored in a bundle and as signed."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+        return (
+            json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
+            + "\n"
+        ).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:

@@ -24,10 +24,11 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from platformdirs import user_config_path
 
+from firewall.documents import read_text
 from firewall.errors import BundleUntrusted, ConfigError
 from firewall.private_files import make_private_folder, tighten
+from firewall.user_folders import CONFIG_DIR, config_dir
 
 #: Signed before the manifest, so that a signature for this cannot serve for anything else.
 CONTEXT = b"firewall bundle manifest v1\0"
@@ -74,12 +75,6 @@ def verify(public: str, signature: bytes, manifest: bytes) -> None:
         ) from error
 
 
-def config_dir() -> Path:
-    """Folder of the user's keys: `$FIREWALL_CONFIG_DIR`, or the platform's configuration folder."""
-    named = os.environ.get("FIREWALL_CONFIG_DIR")
-    return Path(named) if named else user_config_path("firewall")
-
-
 def user_signer(directory: Path | None = None) -> Signer:
     """Read the user's signing key; on first use, create it (mode 0600) and trust it.
 
@@ -103,11 +98,14 @@ def user_signer(directory: Path | None = None) -> Signer:
         signer = _load_private(path)
         own = directory / "trusted" / "self.pub"
         _create_folder(own.parent)
-        if not own.exists() or own.read_text().strip() != signer.public:
+        if not own.exists() or own.read_text(encoding="utf-8").strip() != signer.public:
             _put(own, (signer.public + "\n").encode(), os.replace)
         return signer
     except OSError as error:
-        raise ConfigError(f"signing key: {path} cannot be used: {error.strerror}") from error
+        raise ConfigError(
+            f"signing key: {path} cannot be used: {error.strerror}; {CONFIG_DIR} names another "
+            "folder"
+        ) from error
 
 
 def _create_folder(path: Path) -> None:
@@ -178,9 +176,14 @@ def trusted_keys(extra: Iterable[str | Path] = (), directory: Path | None = None
         ConfigError: a file does not hold a public key.
 
     """
-    folder = (directory or config_dir()) / "trusted"
-    named = [("*", path) for path in sorted(folder.glob("*.pub"))]
-    named += [_parse_trust(value) for value in extra]
+    named = [_parse_trust(value) for value in extra]
+    try:
+        folder = (directory or config_dir()) / "trusted"
+        named += [("*", path) for path in sorted(folder.glob("*.pub"))]
+    except ConfigError:
+        # Nothing of a home is needed where keys are named.
+        if not named:
+            raise
     return TrustedKeys(frozenset((_read_public(path), pattern) for pattern, path in named))
 
 
@@ -194,10 +197,7 @@ def _parse_trust(value: str | Path) -> tuple[str, Path]:
 
 
 def _read_public(path: Path) -> str:
-    try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"trusted key: {path} cannot be read") from error
+    text = read_text(path, "trusted key").strip()
     if not HEX_KEY.match(text):
         raise ConfigError(
             f"trusted key: {path} does not hold a public key of 64 hexadecimal digits"

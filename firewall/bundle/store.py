@@ -131,7 +131,7 @@ def write_bundle(
             for name, data in {
                 **files,
                 MANIFEST: text,
-                SIGNATURE: (json.dumps(signature, indent=1) + "\n").encode(),
+                SIGNATURE: (json.dumps(signature, indent=1, allow_nan=False) + "\n").encode(),
             }.items():
                 with open(draft / name, "wb") as file:
                     file.write(data)

@@ -122,13 +122,14 @@ def policy(
     as_json: Json = False,
 ) -> None:
     """Replace the policy."""
+    from firewall.documents import read_text
     from firewall.screening.policy import Policy
 
     text = ""
     if file is not None:
         Policy.load(file)  # what is wrong with it is said before anyone is asked
         # A file of comments alone is a policy of defaults, and not a missing one.
-        text = file.read_text() or "# defaults\n"
+        text = read_text(file, "policy") or "# defaults\n"
     _ask(context, lambda client: client.set_policy(text, model), as_json)
 
 
@@ -254,7 +255,7 @@ def _print_row(row: Any, as_json: bool) -> None:
     if as_json:
         body = MessageToDict(row, preserving_proto_field_name=True)
         body.pop("png", None)
-        typer.echo(json.dumps(body))
+        typer.echo(json.dumps(body, allow_nan=False))
         return
     seen = f"  {row.label or 'none of the classes'}" if row.HasField("label") else ""
     p_value = f" p {row.p_value:.4f}" if row.HasField("p_value") else ""
@@ -271,7 +272,7 @@ def _print(status: Any, as_json: bool) -> None:
         status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     if as_json:
-        typer.echo(json.dumps(body))
+        typer.echo(json.dumps(body, allow_nan=False))
         return
     state = "ready" if status.ready else "not ready"
     typer.echo(f"{status.model} {status.version}: {state}, {status.mode}")

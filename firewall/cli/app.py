@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -33,6 +34,7 @@ from firewall.cli.shared import (
     read_tls,
     read_token,
 )
+from firewall.cli.system_errors import database_error, os_error
 from firewall.cli.train import train
 from firewall.errors import ConfigError, FirewallError
 
@@ -55,6 +57,11 @@ app.add_typer(admin_app, name="admin")
 
 def main() -> None:
     """Run a command. A `FirewallError` ends it with one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks, or that is no text at all, is written by
+            # its number instead of ending the program.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except FirewallError as error:
@@ -64,6 +71,15 @@ def main() -> None:
         # Whoever read our output has seen enough.
         sys.stderr.close()
         raise SystemExit(141) from None
+    except OSError as error:
+        print(f"firewall: {os_error(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:
+        text = database_error(error)
+        if text is None:
+            raise
+        print(f"firewall: {text}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _print_version(wanted: bool) -> None:
@@ -104,7 +120,7 @@ def demo(
     # Building the bundle is part of what a newcomer waits for.
     story = replace(story, seconds=time.monotonic() - start)
     if as_json:
-        print(json.dumps(story.to_json()))
+        print(json.dumps(story.to_json(), allow_nan=False))
     else:
         _print_story(story)
     if not story.as_expected:
@@ -164,7 +180,8 @@ def predict(
                         "labels": [vars(label) for label in one.labels],
                         "p_value": one.p_value,
                         "statistics": dict(one.statistics),
-                    }
+                    },
+                    allow_nan=False,
                 )
             )
             continue
@@ -223,7 +240,7 @@ def screen(
     for one in screen_rows(guard, source):
         if isinstance(one, Row):
             failed = True
-            print(json.dumps({"path": one.path, "error": one.error}), flush=True)
+            print(json.dumps({"path": one.path, "error": one.error}, allow_nan=False), flush=True)
             continue
         line = {
             "path": one.path,
@@ -240,7 +257,7 @@ def screen(
                 write_png(one.pixels, pixels)
             except OSError as error:
                 raise ConfigError(f"--pixels: {pixels}: {error.strerror}") from error
-        print(json.dumps(line), flush=True)
+        print(json.dumps(line, allow_nan=False), flush=True)
     if failed:
         raise typer.Exit(1)
 
@@ -260,7 +277,7 @@ def plugins(as_json: Json = False) -> None:
     lines: list[PluginInfo | MonitorInfo] = [*Registry.discover().report()]
     lines += MonitorRegistry.discover().report()
     if as_json:
-        print(json.dumps([vars(line) for line in lines]))
+        print(json.dumps([vars(line) for line in lines], allow_nan=False))
         return
     for line in lines:
         state = "ok" if line.error is None else f"broken: {line.error}"
@@ -317,7 +334,7 @@ def bundle_verify(
             "signer": opened.signer,
             "files": len(opened.files),
         }
-        print(json.dumps(body))
+        print(json.dumps(body, allow_nan=False))
         return
     print(f"{manifest.name} {manifest.version}: good")
     print(f"  digest {opened.digest}\n  signer {opened.signer}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,7 +159,8 @@ def _target(
 ) -> tuple[Victim | None, Callable[[Tensor], Replies], InputSpec, Callable[[], None]]:
     """The network itself where there is one, how to ask it, its input, and how to hang up."""
     from firewall.bundle.spec import InputSpec
-    from firewall.evaluation.target import BundleTarget, OnnxTarget
+    from firewall.evaluation.onnx_target import OnnxTarget
+    from firewall.evaluation.target import BundleTarget
 
     if "://" in target:
         from firewall.attack.live import Range, connect
@@ -168,7 +170,10 @@ def _target(
     path = Path(target)
     if path.suffix == ".onnx":
         size = _shape(shape)
-        victim = OnnxTarget.read(path, size).victim(0.01)
+        classifier = OnnxTarget.read(path, size)
+        if classifier.note is not None:
+            print(classifier.note, file=sys.stderr)
+        victim = classifier.victim(0.01)
         try:
             spec = InputSpec.model_validate(
                 dict(zip(("channels", "height", "width"), size, strict=True))
@@ -235,7 +240,7 @@ def _image(path: Path, spec: InputSpec) -> Tensor:
 def _surrogate(path: Path | None, spec: InputSpec) -> Any:
     if path is None:
         return None
-    from firewall.evaluation.target import OnnxTarget
+    from firewall.evaluation.onnx_target import OnnxTarget
 
     return OnnxTarget.read(path, (spec.channels, spec.height, spec.width)).victim(0.01).logits
 
@@ -283,7 +288,7 @@ def _print(order: Order, target: str, outcome: Outcome, out: Path, as_json: bool
             "forged": str(out),
             **outcome.notes,
         }
-        print(json.dumps(body))
+        print(json.dumps(body, allow_nan=False))
         return
     for name, said in (("before", outcome.before), ("after", outcome.after)):
         what = "refused" if said.refused else f"class {said.label}, {said.probability:.1%}"
@@ -308,7 +313,7 @@ def _linear_study(radius: float, out: Path, as_json: bool) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--out: {out} cannot be drawn: {error}") from error
     if as_json:
-        print(json.dumps([vars(one) for one in found]))
+        print(json.dumps([vars(one) for one in found], allow_nan=False))
         return
     print(f"{'dimensions':>10} {'sign(w)':>10} {'along w':>10} {'random':>10}")
     for one in found:

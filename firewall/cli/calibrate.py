@@ -110,7 +110,7 @@ def calibrate(
             else upstream_settings(upstream, upstream_ca, upstream_token_file),
         )  # fmt: skip
         if as_json:
-            print(json.dumps(found))
+            print(json.dumps(found, allow_nan=False))
         else:
             print(f"{out}: version {found['version']}, calibrated on {found['images']} rows")
         return
@@ -180,7 +180,9 @@ def calibrate(
     finally:
         classifier.close()
     if as_json:
-        print(json.dumps({"bundle": str(out), "digest": digest, "images": len(wire)}))
+        print(
+            json.dumps({"bundle": str(out), "digest": digest, "images": len(wire)}, allow_nan=False)
+        )
     else:
         print(f"{out}: firewall serve {out} --upstream {upstream}")
 
@@ -242,10 +244,9 @@ def _numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
 def _labels(path: Path | None, classes: int) -> tuple[str, ...]:
     if path is None:
         return tuple(str(number) for number in range(classes))
-    try:
-        found = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--labels: {path} cannot be read") from error
+    from firewall.documents import read_text
+
+    found = tuple(read_text(path, "--labels").splitlines())
     if len(found) != classes:
         raise ConfigError(f"--labels: {path} has {len(found)} lines; the classifier {classes}")
     return found

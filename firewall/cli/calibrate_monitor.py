@@ -92,13 +92,16 @@ def calibrate_monitor(
             "name": name, "plugin": plugin, "threshold": found.threshold, "config": found.config,
             "requests": dict(found.requests), "alarms": dict(found.alarms),
             "largest": found.largest,
-        }))  # fmt: skip
+        }, allow_nan=False))  # fmt: skip
         return
     print("[[monitors]]")
-    print(f"name = {json.dumps(name)}\nplugin = {json.dumps(plugin)}")
+    print(f"name = {json.dumps(name, allow_nan=False)}")
+    print(f"plugin = {json.dumps(plugin, allow_nan=False)}")
     print(f"threshold = {found.threshold:g}")
     print(
-        "config = { " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in found.config.items()) + " }"
+        "config = { "
+        + ", ".join(f"{k} = {json.dumps(v, allow_nan=False)}" for k, v in found.config.items())
+        + " }"
     )
     said = ", ".join(
         f"{found.alarms.get(kind, 0)} of {count} {kind}" for kind, count in found.requests.items()

@@ -80,6 +80,8 @@ def evaluate(
     x, y = load_npz(data)
     x, y = x[:n], y[:n]
     aim = _target(target, x.shape, trust)
+    if aim.note is not None:
+        print(aim.note, file=sys.stderr, flush=True)
     done = run(
         aim,
         x,
@@ -94,7 +96,7 @@ def evaluate(
     write_report(done, out / "report.html")
     result = done.result
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result, allow_nan=False))
         return
     for warning in result["warnings"]:
         print(f"WARNING: {warning}")
@@ -117,7 +119,8 @@ def evaluate(
 
 
 def _target(path: Path, shape: tuple[int, ...], trust: list[str] | None) -> Target:
-    from firewall.evaluation.target import BundleTarget, OnnxTarget
+    from firewall.evaluation.onnx_target import OnnxTarget
+    from firewall.evaluation.target import BundleTarget
 
     if path.suffix != ".onnx":
         return BundleTarget(open_checked(path, trust))
@@ -128,8 +131,8 @@ def _surrogates(
     target: Target, request: Request, files: list[Path], data: Path | None
 ) -> tuple[tuple[str, nn.Module], ...]:
     """Networks of the attacker's own: given, or trained on data of his own."""
+    from firewall.evaluation.onnx_target import OnnxTarget
     from firewall.evaluation.surrogates import trained_surrogates
-    from firewall.evaluation.target import OnnxTarget
     from firewall.train.data import load_npz
 
     found = [(path.stem, OnnxTarget.read(path, target.shape).module()) for path in files]

@@ -54,7 +54,7 @@ def evaluate(
     """Judge a generator: distances, precision and recall, privacy, and training on its images."""
     _, found, _ = _audited(generator, recipe, out, rows, extractor, steps, seed)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found, allow_nan=False))
         return
     floor = found["floor"]
     for title, value in (
@@ -141,7 +141,7 @@ def _audited(
         ) from error
     stored = open_generator(generator)
     loaded = load(recipe, Registry.discover())
-    parts = read_parts(loaded.data, recipe.parent)
+    parts, _ = read_parts(loaded.data, recipe.parent)
     labels = parts["train"].labels
     if labels != stored.labels:
         raise ConfigError(

@@ -52,7 +52,7 @@ def plan(
         raise ConfigError(f"--out: {out} exists; a study is planned once")
     stored = open_generator(generator)
     loaded = load(recipe, Registry.discover())
-    parts = read_parts(loaded.data, recipe.parent)
+    parts, _ = read_parts(loaded.data, recipe.parent)
     classes = len(stored.labels)
     made = sample(stored.network, -(-TIMED // classes) * classes, seed=seed)
     planned(
@@ -79,7 +79,7 @@ def analyse(
         raise ConfigError(_MISSING) from error
     found = analysed(*read_study(folder))
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(found), allow_nan=False))
         return
     low, high = found.interval
     said = (

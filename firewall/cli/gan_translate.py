@@ -50,7 +50,7 @@ def translate(
 ) -> None:
     """Translate images with a trained translator."""
     try:
-        from firewall.generate.image_folder import image_files, read_image, write_image
+        from firewall.generate.image_folder import images_at, read_image, write_image
         from firewall.generate.translator import open_translator
     except ImportError as error:
         raise ConfigError(_MISSING) from error
@@ -58,7 +58,7 @@ def translate(
     channels = opened.channels[1] if back else opened.channels[0]
     if channels not in (1, 3):
         raise ConfigError(f"translator: takes images of {channels} channels; expected 1 or 3")
-    files = image_files(images)
+    files = images_at(images)
     base = images if images.is_dir() else images.parent
     # One at a time: a folder may hold any number, and of any size that the network takes.
     for file in files:

@@ -55,10 +55,10 @@ def list_rows(
     as_json: Json = False,
 ) -> None:
     """List rows, the newest first."""
-    store = open_resolved(database, images)
+    store = open_resolved(database, images, access="read")
     for record in store.find(client=client, model=model, reviewed=reviewed, limit=limit):
         if as_json:
-            print(json.dumps(_plain(record)))
+            print(json.dumps(_plain(record), allow_nan=False))
             continue
         label = "" if record.label is None else f"  {record.label or 'none of the classes'}"
         p_value = "" if record.p_value is None else f" p {record.p_value:.4f}"
@@ -82,7 +82,7 @@ def show(
     """Write the image of a row, and print the row as JSON."""
     from firewall.quarantine.review import write_image
 
-    store = open_resolved(database, images)
+    store = open_resolved(database, images, access="read")
     record = store.get(number)
     spec = open_checked(bundle, trust).manifest.input
     wire = store.image(record)
@@ -91,7 +91,7 @@ def show(
             f"--bundle: takes rows of {list(spec.shape)}; row {number} is {list(wire.shape)}"
         )
     write_image(wire, spec, out)
-    print(json.dumps(_plain(record), indent=1))
+    print(json.dumps(_plain(record), indent=1, allow_nan=False))
 
 
 @quarantine_app.command()
@@ -99,13 +99,28 @@ def label(
     database: Database,
     number: Number,
     seen: Annotated[str, typer.Argument(help="The class that you see; '' is none of the classes.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle of the row's model, which has the classes.")],
     images: Images = None,
     reviewer: Annotated[
         str | None, typer.Option(help="Name of the reviewer (default: the user).")
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Label a row with the class that a person sees."""
-    open_resolved(database, images).label(number, seen, reviewer or getpass.getuser())
+    from difflib import get_close_matches
+
+    opened = open_checked(bundle, trust)
+    store = open_resolved(database, images)
+    record = store.get(number)
+    if record.model != opened.manifest.name:
+        raise ConfigError(
+            f"--bundle: holds {opened.manifest.name!r}; row {number} is of {record.model!r}"
+        )
+    if seen and seen not in opened.labels:
+        near = get_close_matches(seen, opened.labels, 3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ConfigError(f"label: {seen!r} is none of the {len(opened.labels)} classes{hint}")
+    store.label(number, seen, reviewer or _user())
     print(f"{number}: {seen or 'none of the classes'}")
 
 
@@ -123,7 +138,7 @@ def export(
     from firewall.quarantine.review import export as exported
 
     manifest = open_checked(bundle, trust).manifest
-    store = open_resolved(database, images)
+    store = open_resolved(database, images, access="read")
     count = exported(store, manifest.input, manifest.name, out)
     print(f"{out}: {count} images")
 
@@ -147,6 +162,14 @@ def forget(
         raise ConfigError(f"--key: {key} does not exist")
     name = client if key is None else pseudonym(client, pseudonym_key(key))
     print(f"{name}: {open_resolved(database, images).forget(name)} rows removed")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A user id without an entry, as in many containers.
+        raise ConfigError("--reviewer: missing, and this user has no name") from None
 
 
 def _plain(record: Record) -> dict[str, object]:

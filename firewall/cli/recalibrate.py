@@ -57,7 +57,7 @@ def recalibrate_bundle(
         classifier = Upstream(upstream, input_name=manifest.input.name, output=manifest.output)
     guard = load_guard(opened, Policy(mode="off"), classifier=classifier)
     flags = ("--from-quarantine", "--quarantine-images")
-    store = open_resolved(database, images, flags=flags)
+    store = open_resolved(database, images, flags=flags, access="read")
     rows: list[Any] = []
     waiting = 0
     try:

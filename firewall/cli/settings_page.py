@@ -128,7 +128,7 @@ def page() -> str:
 def main() -> None:
     """Write the page."""
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 # --- settings ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from firewall.documents import read_text
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,10 +117,7 @@ def read_token(path: Path) -> str:
         ConfigError: the file cannot be read, or does not hold one token.
 
     """
-    try:
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--token-file: {path} cannot be read") from error
+    token = read_text(path, "--token-file").strip()
     if not token or not token.isprintable() or " " in token:
         raise ConfigError(f"--token-file: {path}: expected one token, as firewall token prints")
     return token

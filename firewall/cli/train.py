@@ -16,13 +16,18 @@ from firewall.errors import ConfigError
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe (TOML file).")],
     out: Annotated[
-        Path, typer.Option(help="Folder for the run; an unfinished run in it is resumed.")
-    ],
+        Path | None,
+        typer.Option(help="Folder for the run; an unfinished run in it is resumed."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes of the evaluation.")] = 1,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Only check the recipe and report what is wrong with it."),
+        typer.Option(
+            "--check",
+            help="Train nothing: read the data, print what they hold, and report whatever a run "
+            "would refuse.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -33,6 +38,7 @@ def train(
     """
     try:
         from firewall.stages.registry import Registry
+        from firewall.train.pipeline import check as check_recipe
         from firewall.train.pipeline import run
         from firewall.train.processes import Processes
         from firewall.train.recipe import load
@@ -45,8 +51,14 @@ def train(
     registry = Registry.discover()
     loaded = load(recipe, registry)
     if check:
-        print(f"{recipe}: good")
+        _, inventory = check_recipe(loaded, recipe.parent, registry)
+        if as_json:
+            print(json.dumps(inventory.to_json(), allow_nan=False))
+            return
+        print("\n".join([*inventory.lines(), f"{recipe}: good"]))
         return
+    if out is None:
+        raise ConfigError("--out: missing; name a folder for the run")
     _check_device(device)
     processes = Processes.join(device)
     done = run(
@@ -66,7 +78,7 @@ def train(
         return
     summary = done.summary
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(summary, allow_nan=False))
         return
     for warning in summary["evaluation"]["warnings"]:
         print(f"WARNING: {warning}")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from firewall.client.security import Tls, bearer, channel
 from firewall.errors import InvalidInput
+from firewall.protocol.addresses import check_address, proxy_options
 from firewall.protocol.failure import failure
 from firewall.screening.verdict import Verdict
 from firewall.wire import firewall_pb2 as native
@@ -118,6 +119,9 @@ class Client:
             wait: wait for the server to come up, within the timeout, instead of failing at once.
             tls: certificates; None is without TLS.
             token: that names this client to the server.
+
+        Raises:
+            ConfigError: the address is not `host:port`.
 
         """
         self._channel = channel(address, tls, _OPTIONS)
@@ -221,10 +225,11 @@ class AsyncClient:
         tls: Tls | None = None,
         token: str = "",
     ) -> None:
+        options = (*_OPTIONS, *proxy_options(check_address(address)))
         self._channel = (
-            grpc.aio.insecure_channel(address, options=_OPTIONS)
+            grpc.aio.insecure_channel(address, options=options)
             if tls is None
-            else grpc.aio.secure_channel(address, tls.credentials(), options=_OPTIONS)
+            else grpc.aio.secure_channel(address, tls.credentials(), options=options)
         )
         self._metadata = bearer(token)
         self._model = model

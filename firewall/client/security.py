@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from firewall.protocol.addresses import check_address, proxy_options
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -32,7 +34,13 @@ class Tls:
 def channel(
     address: str, tls: Tls | None, options: tuple[tuple[str, int], ...] = ()
 ) -> grpc.Channel:
-    """A connection; without TLS where `tls` is None."""
+    """A connection; without TLS where `tls` is None.
+
+    Raises:
+        ConfigError: the address is not `host:port`.
+
+    """
+    options = (*options, *proxy_options(check_address(address)))
     if tls is None:
         return grpc.insecure_channel(address, options=options)
     return grpc.secure_channel(address, tls.credentials(), options=options)

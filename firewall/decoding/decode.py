@@ -125,7 +125,31 @@ def decode_image(
         InvalidInput: naming `field`: not an image, damaged, over a limit, animated, or not opaque.
 
     """
-    target = Target.of(spec, preprocessing)
+    return decode_to(
+        data,
+        Target.of(spec, preprocessing),
+        field=field,
+        max_pixels=max_pixels,
+        max_scan_pixels=max_scan_pixels,
+    )
+
+
+def decode_to(
+    data: bytes,
+    target: Target,
+    *,
+    field: str,
+    max_pixels: int = MAX_PIXELS,
+    max_scan_pixels: int | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Decode an image as `decode_image`, to a size: [H, W, C] uint8.
+
+    Raises:
+        InvalidInput: naming `field`.
+
+    """
+    if max_scan_pixels is None:
+        max_scan_pixels = 12 * max_pixels
     plan = plan_decoding(
         data, target, field=field, max_pixels=max_pixels, max_scan_pixels=max_scan_pixels
     )
@@ -146,25 +170,9 @@ def plan_decoding(
         InvalidInput: naming `field`: what `decode_image` refuses before decoding.
 
     """
-    header = read_header(data, field)
+    header = checked_header(data, field, max_pixels, max_scan_pixels)
     size = f"{header.width} x {header.height}"
-    if header.animated:
-        raise InvalidInput(field, "an animation; send the frame that your classifier sees")
-    if header.bits > 8:
-        raise InvalidInput(field, f"{header.bits} bits a channel; expected 8 bits a channel")
-    if header.pixels > max_pixels:
-        raise InvalidInput(
-            field, f"{size} pixels; at most {max_pixels} are decoded, so send a smaller image"
-        )
-    if header.work * 1e6 > max_scan_pixels:
-        raise InvalidInput(
-            field,
-            f"{size} pixels in {header.scans} scans; at most {max_scan_pixels} pixels x scans are "
-            "decoded, so save it as a baseline JPEG",
-        )
-    upright = (header.width, header.height)
-    if header.orientation > 4:
-        upright = (header.height, header.width)
+    upright = _upright_size(header)[::-1]
     resized = target.resized(*upright)
     if resized[0] * resized[1] > max_pixels:
         raise InvalidInput(
@@ -182,6 +190,32 @@ def plan_decoding(
         _needed_bytes(header, scale, resized, target) + 2 * len(data),
         _seconds(header, scale, resized, len(data)),
     )
+
+
+def checked_header(data: bytes, field: str, max_pixels: int, max_scan_pixels: int) -> ImageHeader:
+    """Read the header of an image, and check it against the limits.
+
+    Raises:
+        InvalidInput: naming `field`: what `decode_image` refuses by the header alone.
+
+    """
+    header = read_header(data, field)
+    size = f"{header.width} x {header.height}"
+    if header.animated:
+        raise InvalidInput(field, "an animation; send the frame that your classifier sees")
+    if header.bits > 8:
+        raise InvalidInput(field, f"{header.bits} bits a channel; expected 8 bits a channel")
+    if header.pixels > max_pixels:
+        raise InvalidInput(
+            field, f"{size} pixels; at most {max_pixels} are decoded, so send a smaller image"
+        )
+    if header.work * 1e6 > max_scan_pixels:
+        raise InvalidInput(
+            field,
+            f"{size} pixels in {header.scans} scans; at most {max_scan_pixels} pixels x scans are "
+            "decoded, so save it as a baseline JPEG",
+        )
+    return header
 
 
 def _needed_bytes(header: ImageHeader, scale: int, resized: tuple[int, int], target: Target) -> int:
@@ -233,18 +267,58 @@ def decode(data: bytes, plan: Plan, target: Target, *, field: str) -> npt.NDArra
         InvalidInput: naming `field`: damaged, or not opaque.
 
     """
-    header = plan.header
-    colour = _COLOURS[target.channels]
+    shorter = 2 * target.resize if plan.scale > 1 else 0
+    return fit(_upright(data, plan.header, target.channels, shorter, field), target)
+
+
+def upright_size(data: bytes, field: str) -> tuple[int, int]:
+    """Height and width of an image when it stands upright, from its header alone.
+
+    Raises:
+        InvalidInput: naming `field`: not an image.
+
+    """
+    return _upright_size(read_header(data, field))
+
+
+def _upright_size(header: ImageHeader) -> tuple[int, int]:
+    size = (header.height, header.width)
+    return size[::-1] if header.orientation > 4 else size
+
+
+def open_upright(
+    data: bytes, channels: int, *, field: str, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode an image at its own size, upright, as the module describes in steps 1 to 7.
+
+    Args:
+        data: the file.
+        channels: 1, 3 or 4.
+        field: that errors name.
+        max_pixels: at most, and twelve times as many pixels x scans.
+
+    Raises:
+        InvalidInput: naming `field`: what `decode_image` refuses.
+
+    """
+    header = checked_header(data, field, max_pixels, 12 * max_pixels)
+    return _upright(data, header, channels, 0, field)
+
+
+def _upright(
+    data: bytes, header: ImageHeader, channels: int, shorter: int, field: str
+) -> Image.Image:
+    """Decode an image of a checked header; a JPEG at a smaller scale, if `shorter` says so."""
+    colour = _COLOURS[channels]
     try:
         # The formats' own classes: Image.open tries every format, and has limits of its own.
         image: Image.Image = _READERS[header.format](io.BytesIO(strip(data, header)))
         if image.size != (header.width, header.height):
             raise InvalidInput(field, "a damaged or truncated image")
-        if plan.scale > 1:
-            side = 2 * target.resize
-            image.draft(None, (side, side))
+        if shorter:
+            image.draft(None, (shorter, shorter))
         image.load()
-        if header.alpha and target.channels != 4:
+        if header.alpha and channels != 4:
             image = _opaque(image, field)
         if image.mode != colour:
             image = image.convert(colour)
@@ -257,7 +331,7 @@ def decode(data: bytes, plan: Plan, target: Target, *, field: str) -> npt.NDArra
     except Exception as error:
         # Pillow raises a dozen kinds on damaged files; none of their texts is for a client.
         raise InvalidInput(field, "a damaged or truncated image") from error
-    return fit(image, target)
+    return image
 
 
 def fit(image: Image.Image, target: Target) -> npt.NDArray[np.uint8]:

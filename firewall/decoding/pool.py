@@ -9,7 +9,6 @@ An image is looked at before it is decoded (`image_header`), so its cost is know
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.bundle.spec import InputSpec, Preprocessing
+from firewall.cores import usable_cores
 from firewall.decoding.budget import Budget
 from firewall.decoding.decode import (
     MAX_PIXELS,
@@ -73,7 +73,7 @@ class DecodingPool:
         self._inline, self._idle_seconds = inline_seconds, idle_seconds
         self._command = worker or default_command(decoding_memory + _SLACK, idle_seconds + _GRACE)
         self._memory = Budget(decoding_memory)
-        self._slots = Budget(decoding_processes or min(2, _cores()))
+        self._slots = Budget(decoding_processes or min(2, usable_cores()))
         self._lock = threading.Lock()
         self._idle: list[DecodeProcess] = []
         self._busy: set[DecodeProcess] = set()
@@ -264,13 +264,6 @@ class DecodingPool:
                 f"no process could be started to decode; retry after {self._max_wait:g} s",
                 retry_after=self._max_wait,
             ) from error
-
-
-def _cores() -> int:
-    """Cores that this process may use; a container may have fewer than its node."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _earlier(latest: float, deadline: float | None) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from firewall.attack.losses import loss_name
 from firewall.attack.suite import Entry
 from firewall.attack.victim import GuardParts
 from firewall.evaluation.measure import auroc, wilson
@@ -15,18 +16,29 @@ from firewall.evaluation.shards import Table
 Booleans = npt.NDArray[np.bool_]
 
 
-def clean_figures(clean: Table) -> dict[str, Any]:
-    """Of images as they are."""
+def clean_figures(clean: Table, y: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Of images as they are; `y` [N] are their labels."""
     served = clean["accepted"] & clean["right"]
+    counts = np.bincount(y)
     return {
         "accuracy": share(clean["bare_right"]),
+        # What naming the commonest class for every image would reach.
+        "baseline": float(counts.max() / len(y)),
+        "by_class": [
+            {
+                "class": int(label),
+                "rows": int(counts[label]),
+                "accuracy": float(clean["bare_right"][y == label].mean()),
+            }
+            for label in np.flatnonzero(counts)
+        ],
         "accepted_and_correct": share(served),
         "false_positive_rate": share(~clean["accepted"]),
     }
 
 
-def attack_figures(clean: Table, entry: Entry, rows: Table) -> dict[str, Any]:
-    """Of one attack."""
+def attack_figures(clean: Table, entry: Entry, rows: Table, classes: int) -> dict[str, Any]:
+    """Of one attack, on a classifier of some classes."""
     served = clean["accepted"] & clean["right"]
     through = rows["accepted"] & ~rows["right"]
     rate = float(through.mean())
@@ -36,9 +48,12 @@ def attack_figures(clean: Table, entry: Entry, rows: Table) -> dict[str, Any]:
         "name": entry.name,
         "knowledge": entry.knowledge,
         "bounded": entry.bounded,
+        "loss": None if entry.loss is None else loss_name(entry.loss, classes),
+        "raised_rate": float(rows["raised"].mean()),
         "success_rate": rate,
         "success_interval": wilson(rate, len(through)),
-        "fooled_bare_rate": float((~rows["bare_right"]).mean()),
+        # Of the rows that were right: what is wrong when clean was not fooled.
+        "fooled_bare_rate": float(fools.sum() / max(1, clean["bare_right"].sum())),
         "detected_rate": float((~rows["accepted"]).mean()),
         "auroc": auroc(clean["score"], rows["score"]),
         "tpr_at_1pct_fpr": float((rows["p_value"] <= 0.01).mean()),
@@ -165,6 +180,18 @@ def confusion(clean: Table, found: dict[str, Table], classes: int) -> list[dict[
             count[was, is_] = count.get((was, is_), 0) + 1
     ordered = sorted(count.items(), key=lambda pair: (-pair[1], pair[0]))
     return [{"from": was, "to": is_, "count": n} for (was, is_), n in ordered[:200]]
+
+
+def among(values: npt.NDArray[Any], right: Booleans) -> float | None:
+    """Mean over the rows that the classifier had right when clean; None without any.
+
+    Args:
+        values: of the first rows of an evaluation.
+        right: [N] of all its rows.
+
+    """
+    kept = values[right[: len(values)]]
+    return float(kept.mean()) if len(kept) else None
 
 
 def share(hits: Booleans) -> dict[str, Any]:

@@ -8,31 +8,46 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from firewall.evaluation.figures import among
 from firewall.evaluation.shards import Table
 
 #: A share of rows by which one attack must beat another before a flag says so.
 NOTABLE = 0.05
+#: Share of images from which one class is named for nearly all.
+_NEARLY_ALL = 0.95
 
 
 def flags(
-    attacks: list[dict[str, Any]], found: dict[str, Table], probes: dict[str, Table]
+    attacks: list[dict[str, Any]],
+    figures: dict[str, Any],
+    clean: Table,
+    found: dict[str, Table],
+    probes: dict[str, Table],
 ) -> list[str]:
     """Sentences, the gravest first.
 
     Args:
         attacks: of the evaluation, as `figures.attack_figures` makes them.
+        figures: of clean images, as `figures.clean_figures` makes them.
+        clean: rows of clean images.
         found: of each attack by name, its rows.
         probes: by name; those that were not run are not judged.
 
     """
+    right = clean["bare_right"]
     raised = [
+        *_labels(figures, clean),
+        *_blind(attacks),
         *_masking(attacks),
         *_gradients(probes),
         *_randomness(probes),
         *_order(attacks),
-        *_effort(attacks, found, probes),
-        *_reach(probes),
-        *_noise(attacks, found, probes),
+        *_effort(found, probes, right),
+        *_reach(probes, right),
+        *_noise(attacks, probes, right),
     ]
     guarded = any(one["knowledge"] == "oblivious" for one in attacks)
     if guarded and not any(one["knowledge"] == "adaptive" for one in attacks):
@@ -40,6 +55,33 @@ def flags(
             "no adaptive attack: the figures are about attackers who do not know the guard"
         )
     return raised
+
+
+def _labels(figures: dict[str, Any], clean: Table) -> list[str]:
+    """What makes every other figure meaningless, first."""
+    raised: list[str] = []
+    accuracy, baseline = figures["accuracy"]["value"], figures["baseline"]
+    if accuracy <= baseline and len(figures["by_class"]) > 1:
+        raised.append(
+            f"clean accuracy {accuracy:.1%} is no better than naming the commonest class always "
+            f"({baseline:.1%}): labels or preprocessing do not belong to this classifier"
+        )
+    names, counts = np.unique(clean["bare"], return_counts=True)
+    share = counts.max() / len(clean["bare"])
+    if share >= _NEARLY_ALL and baseline < _NEARLY_ALL:
+        raised.append(
+            f"the classifier names class {names[counts.argmax()]} for {share:.0%} of clean images: "
+            "preprocessing does not belong to this classifier"
+        )
+    return raised
+
+
+def _blind(attacks: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{one['name']} is blind: its loss ({one['loss']}) rose on no row, so it says nothing"
+        for one in attacks
+        if one["loss"] is not None and one["raised_rate"] == 0
+    ]
 
 
 def _masking(attacks: list[dict[str, Any]]) -> list[str]:
@@ -101,7 +143,7 @@ def _order(attacks: list[dict[str, Any]]) -> list[str]:
 
 
 def _effort(
-    attacks: list[dict[str, Any]], found: dict[str, Table], probes: dict[str, Table]
+    found: dict[str, Table], probes: dict[str, Table], right: npt.NDArray[np.bool_]
 ) -> list[str]:
     raised: list[str] = []
     steps = [name for name in found if name.startswith("PGD-")]
@@ -111,33 +153,32 @@ def _effort(
     ):
         if probe not in probes or name not in found:
             continue
-        more = probes[probe]["fooled"]
-        before = ~found[name]["bare_right"][: len(more)]
-        if more.mean() > before.mean() + NOTABLE:
+        more = among(probes[probe]["fooled"], right)
+        before = among(~found[name]["bare_right"][: len(probes[probe]["fooled"])], right)
+        if more is not None and before is not None and more > before + NOTABLE:
             raised.append(
                 f"too few {word} raise the success of {name} on the bare classifier from "
-                f"{before.mean():.0%} to {more.mean():.0%}"
+                f"{before:.0%} to {more:.0%}"
             )
     return raised
 
 
-def _reach(probes: dict[str, Table]) -> list[str]:
-    if "large" not in probes or probes["large"]["fooled"].mean() >= 1 - 1e-9:
+def _reach(probes: dict[str, Table], right: npt.NDArray[np.bool_]) -> list[str]:
+    reached = among(probes["large"]["fooled"], right) if "large" in probes else None
+    if reached is None or reached >= 1 - 1e-9:
         return []
     return [
         "gradients are no guide: at a radius at which everything is within reach the attack fools "
-        f"the bare classifier on {probes['large']['fooled'].mean():.1%} of rows instead of all"
+        f"the bare classifier on {reached:.1%} of rows instead of all"
     ]
 
 
 def _noise(
-    attacks: list[dict[str, Any]], found: dict[str, Table], probes: dict[str, Table]
+    attacks: list[dict[str, Any]], probes: dict[str, Table], right: npt.NDArray[np.bool_]
 ) -> list[str]:
     bare = [one["fooled_bare_rate"] for one in attacks if one["name"].startswith("PGD-")]
-    if "noise" not in probes or not bare:
-        return []
-    noise = float(probes["noise"]["fooled"].mean())
-    if noise < 0.5 or noise < max(bare) - NOTABLE:
+    noise = among(probes["noise"]["fooled"], right) if "noise" in probes else None
+    if noise is None or not bare or noise < 0.5 or noise < max(bare) - NOTABLE:
         return []
     return [
         f"random noise of this radius fools the bare classifier on {noise:.0%} of rows, as much as "

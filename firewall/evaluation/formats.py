@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def percent(share: float) -> str:
-    """0.0123 as "1.2 %"."""
-    return f"{100 * share:.1f} %"
+def percent(share: float | None) -> str:
+    """0.0123 as "1.2 %", and nothing measured as "none"."""
+    return "none" if share is None else f"{100 * share:.1f} %"
 
 
 def interval(bounds: Sequence[float]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from firewall.cores import usable_cores
 
 _PACKAGES = ("robustness-firewall", "torch", "onnxruntime-gpu", "onnx", "numpy")
 
@@ -20,7 +21,7 @@ def provenance() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
+            "cores": usable_cores(),
             "system": platform.system(),
         },
         "versions": {"python": platform.python_version()} | _versions(),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from firewall.attack.norms import check_radius, norm_named
 from firewall.attack.suite import SUITES
 from firewall.errors import ConfigError
 
@@ -47,16 +48,18 @@ class Request:
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
             raise ConfigError(f"--suite: {self.suite!r}; expected one of {', '.join(SUITES)}")
-        if not self.radius > 0:
-            raise ConfigError(f"--eps: {self.radius}; expected a positive radius")
-        if self.norm not in ("linf", "l2"):
-            raise ConfigError(f"--norm: {self.norm!r}; expected linf or l2")
+        norm_named(self.norm)
+        check_radius(self.norm, self.radius)
 
     def claim(self, target: str, x: npt.NDArray[Any], y: npt.NDArray[Any], more: str) -> str:
         """A text that says exactly what is evaluated: by it a folder is known again."""
         data = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
-        body = {"target": target, "data": data, "surrogates": more, "request": asdict(self)}
-        return json.dumps(body, indent=1) + "\n"
+        # The number is raised when shards of earlier versions lack what is needed now.
+        body = {
+            "schema": 2, "target": target, "data": data, "surrogates": more,
+            "request": asdict(self),
+        }  # fmt: skip
+        return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
 
 def shard_rows(x: npt.NDArray[Any]) -> int:

@@ -109,8 +109,8 @@ def evaluate(
     probed = shards.run([(f"probe-{name}", f"check: {name}") for name in PROBES], PROBE_ROWS)
     probes = {name: probed[f"probe-{name}"] for name in PROBES}
     curve = _curve(shards, worker, request, clean)
-    result = _result(target, request, worker, clean, found, probes, curve, provenance)
-    write(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    result = _result(target, request, worker, y, clean, found, probes, curve, provenance)
+    write(folder / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     guard = worker.setting.victim.guard
     return Evaluated(result, target, x, y, guard, worker.entries, clean, found, probes)
 
@@ -152,6 +152,7 @@ def _result(
     target: Target,
     request: Request,
     worker: EvaluationWorker,
+    y: npt.NDArray[np.int64],
     clean: Table,
     found: dict[str, Table],
     probes: dict[str, Table],
@@ -159,10 +160,19 @@ def _result(
     provenance: dict[str, Any] | None,
 ) -> dict[str, Any]:
     entries, guard = worker.entries, worker.setting.victim.guard
-    attacks = [figures.attack_figures(clean, entry, found[entry.name]) for entry in entries]
+    attacks = [
+        figures.attack_figures(clean, entry, found[entry.name], target.classes) for entry in entries
+    ]
+    clean_figures = figures.clean_figures(clean, y)
+    right = clean["bare_right"]
     result: dict[str, Any] = {
         "schema": 1,
-        "target": {"name": target.name, "digest": target.digest, "guarded": guard is not None},
+        "target": {
+            "name": target.name,
+            "digest": target.digest,
+            "guarded": guard is not None,
+            "note": target.note,
+        },
         "threat_model": {"norm": request.norm, "radius": request.radius, "suite": request.suite},
         "effort": {
             "steps": request.steps,
@@ -175,17 +185,17 @@ def _result(
             "false_positive_rate": request.rate,
             "paranoia": 3 if guard and guard.calibration.guard_model else 2,
         },
-        "warnings": flags(attacks, found, probes),
-        "clean": figures.clean_figures(clean),
+        "warnings": flags(attacks, clean_figures, clean, found, probes),
+        "clean": clean_figures,
         "attacks": attacks,
         "worst_case": figures.worst_case(clean, entries, found),
         "curve": {"rows": min(PROBE_ROWS, len(clean["right"])), "points": curve},
         "checks": {
             "rows": min(PROBE_ROWS, len(clean["right"])),
-            "noise_fools": float(probes["noise"]["fooled"].mean()),
-            "large_radius_fools": float(probes["large"]["fooled"].mean()),
-            "four_times_the_steps_fools": float(probes["steps"]["fooled"].mean()),
-            "five_restarts_fools": float(probes["restarts"]["fooled"].mean()),
+            "noise_fools": figures.among(probes["noise"]["fooled"], right),
+            "large_radius_fools": figures.among(probes["large"]["fooled"], right),
+            "four_times_the_steps_fools": figures.among(probes["steps"]["fooled"], right),
+            "five_restarts_fools": figures.among(probes["restarts"]["fooled"], right),
             "vanished_gradients": float(probes["gradient"]["vanished"].mean()),
             "random": bool(probes["gradient"]["random"].any()),
         },
@@ -209,7 +219,7 @@ def _claim(folder: Path, claim: str) -> None:
     path = folder / "request.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.read_text() != claim:
+        if path.exists() and path.read_text(encoding="utf-8") != claim:
             raise ConfigError(f"--out: {folder} holds another evaluation; choose another folder")
         write(path, claim)
     except OSError as error:
@@ -219,7 +229,7 @@ def _claim(folder: Path, claim: str) -> None:
 def write(path: Path, text: str) -> None:
     """All of a file, or nothing of it."""
     draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text(text)
+    draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
 
 

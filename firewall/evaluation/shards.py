@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from firewall.cores import usable_cores
+
 #: Of each row of a shard, lists by column.
 Columns = dict[str, list[Any]]
 #: The columns of all rows, as arrays.
@@ -127,7 +129,7 @@ class Shards:
             return
         # Fresh processes: a fork of one that has threads may hang.
         context = multiprocessing.get_context("spawn")
-        threads = max(1, (os.cpu_count() or 1) // self._jobs)
+        threads = max(1, usable_cores() // self._jobs)
         with ProcessPoolExecutor(
             min(self._jobs, len(jobs)),
             mp_context=context,
@@ -146,7 +148,9 @@ class Shards:
     def _table(self, jobs: list[Job]) -> Table:
         columns: Columns = {}
         for job in jobs:
-            for key, values in json.loads((self._folder / job.file).read_text()).items():
+            for key, values in json.loads(
+                (self._folder / job.file).read_text(encoding="utf-8")
+            ).items():
                 columns.setdefault(key, []).extend(values)
         return {key: np.array(values) for key, values in columns.items()}
 
@@ -166,7 +170,8 @@ def _work(job: Job, folder: Path) -> None:
 
 def _keep(path: Path, columns: Columns) -> None:
     draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(columns))
+    # Read back by this module alone; a statistic of a stage that failed is NaN.
+    draft.write_text(json.dumps(columns, allow_nan=True), encoding="utf-8")
     os.replace(draft, path)
 
 

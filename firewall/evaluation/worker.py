@@ -108,6 +108,7 @@ class EvaluationWorker:
         seconds = (time.monotonic() - begun) / len(x)
         columns["queries"] = [0] * len(x) if forged.queries is None else forged.queries.tolist()
         columns["seconds"] = [seconds] * len(x)
+        columns["raised"] = self._raised(entry, x, found, y)
         columns["linf"] = delta.flatten(1).abs().amax(dim=1).tolist()
         columns["l2"] = torch.linalg.vector_norm(delta.flatten(1), dim=1).tolist()
         if job.start == 0:
@@ -117,6 +118,16 @@ class EvaluationWorker:
         else:
             columns["picture"] = [""] * len(x)
         return columns
+
+    def _raised(self, entry: Entry, x: Tensor, found: Tensor, y: Tensor) -> list[bool]:
+        """Whether the attack's own loss is higher than it was, or the row is broken."""
+        if entry.loss is None:
+            return [True] * len(x)
+        with torch.no_grad():
+            before, after = self._victim.logits(x), self._victim.logits(found)
+            raised = entry.loss(after, y) > entry.loss(before, y)
+        done: list[bool] = (raised | (after.argmax(dim=1) != y)).tolist()
+        return done
 
     def _inside(self, entry: Entry, x: Tensor, forged: Forged) -> Tensor:
         # Measured, not claimed: back into the ball and the range, then judged as served.
@@ -187,8 +198,13 @@ class EvaluationWorker:
             return fooled((x + radius * drawn).clamp(0.0, 1.0), y)
 
         def far(x: Tensor, y: Tensor) -> Columns:
+            # Whichever of the two losses gets further counts.
             reach = large * (x[0].numel() ** 0.5 if norm.name == "l2" else 1.0)
-            return fooled(AutoPGD(reach, max(50, steps), norm, dlr)(setting.model, x, y), y)
+            either = torch.zeros(len(x), dtype=torch.bool)
+            for loss in (dlr, cross_entropy):
+                found = AutoPGD(reach, max(50, steps), norm, loss)(setting.model, x, y)
+                either |= torch.tensor(fooled(found, y)["fooled"])
+            return {"fooled": either.tolist()}
 
         return {
             "noise": noise,

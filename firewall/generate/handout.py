@@ -37,7 +37,9 @@ def write_handout(
             labels=np.array(stored.labels),
         )
         write_json(folder / "audit.json", audited | {"differential_privacy": stored.spent})
-        (folder / "README.md").write_text("\n".join(_lines(stored, made, audited)) + "\n")
+        (folder / "README.md").write_text(
+            "\n".join(_lines(stored, made, audited)) + "\n", encoding="utf-8"
+        )
     except OSError as error:
         raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from error
 

@@ -156,7 +156,7 @@ def plan(
         names = sorted(one.name for one in pictures)
         orders = tuple(tuple(rng.permutation(names).tolist()) for _ in range(places))
         made = Study(mode=mode, seed=seed, pictures=tuple(pictures), orders=orders)
-        (folder / "study.json").write_text(made.model_dump_json(indent=1))
+        (folder / "study.json").write_text(made.model_dump_json(indent=1), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"study: {folder} cannot be written: {error.strerror}") from error
     return made

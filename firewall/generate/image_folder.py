@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from firewall.bundle.spec import Spec
-from firewall.errors import ConfigError
-from firewall.train.sources import ENDINGS, SourceSpec, fitted
-
-_LISTED = 5
+from firewall.decoding.decode import open_upright, upright_size
+from firewall.decoding.files import ENDINGS, image_files
+from firewall.errors import ConfigError, InvalidInput
+from firewall.train.folders import fitted, refuse, size_of
 
 
 class FolderSpec(Spec):
@@ -63,38 +64,36 @@ def read_folder(spec: FolderSpec, base: Path, side: str) -> ImageFolder:
         raise ConfigError(
             f"{side}: height {spec.height} and width {spec.width}; set both, or neither"
         )
-    files = sorted(one for one in path.rglob("*") if one.suffix.lower() in ENDINGS)
+    files = image_files(path).files
     if not files:
         raise ConfigError(f"{side}.path: {path} holds no image ({', '.join(ENDINGS)})")
     problems = _twice(files, path)
     sizes: dict[tuple[int, int], Path] = {}
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
     for file in files:
+        name = str(file.relative_to(path))
         try:
             data = file.read_bytes()
-            with Image.open(file) as opened:
-                own = (opened.height, opened.width)
+            own = upright_size(data, name)
             sizes.setdefault(own, file)
             height, width = (spec.height, spec.width) if spec.height else own
             if min(height, width) < 8 or max(height, width) > 512:
                 problems.append(
-                    f"{file.relative_to(path)} is {own[1]} x {own[0]}; sides are 8 to 512, set "
-                    "height and width"
+                    f"{name} is {own[1]} x {own[0]}; sides are 8 to 512, set height and width"
                 )
                 continue
-            fit = SourceSpec(source="folder", channels=spec.channels, height=height, width=width)
-            images.append(fitted(data, fit))
-        except (OSError, ValueError, Image.DecompressionBombError):
-            problems.append(f"{file.relative_to(path)} is not an image that can be read")
+            images.append(fitted(data, size_of(spec.channels, height, width), name))
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+        except InvalidInput as error:
+            problems.append(str(error))
     if not spec.height and len(sizes) > 1:
         (one, first), (other, second) = list(sizes.items())[:2]
         problems.append(
             f"{first.relative_to(path)} is {one[1]} x {one[0]}, {second.relative_to(path)} is "
             f"{other[1]} x {other[0]}; set height and width to bring all to one size"
         )
-    if problems:
-        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise ConfigError(f"{side}: {'; '.join(problems[:_LISTED])}{more}")
+    refuse(problems, side)
     names = tuple(str(one.relative_to(path).with_suffix("")) for one in files)
     # By name, whatever the endings.
     order = sorted(range(len(names)), key=names.__getitem__)
@@ -102,7 +101,7 @@ def read_folder(spec: FolderSpec, base: Path, side: str) -> ImageFolder:
     return ImageFolder(torch.from_numpy(stacked), tuple(names[row] for row in order))
 
 
-def image_files(path: Path) -> list[Path]:
+def images_at(path: Path) -> tuple[Path, ...]:
     """The images of a folder at any depth, or the one image that it is.
 
     Raises:
@@ -110,17 +109,15 @@ def image_files(path: Path) -> list[Path]:
 
     """
     if path.is_file():
-        return [path]
-    files = sorted(one for one in path.rglob("*") if one.suffix.lower() in ENDINGS)
+        return (path,)
+    files = image_files(path).files
     if not files:
         raise ConfigError(f"images: {path} holds no image ({', '.join(ENDINGS)})")
-    problems = _twice(files, path)
-    if problems:
-        raise ConfigError(f"images: {'; '.join(problems[:_LISTED])}")
+    refuse(_twice(files, path), "images")
     return files
 
 
-def _twice(files: list[Path], folder: Path) -> list[str]:
+def _twice(files: Sequence[Path], folder: Path) -> list[str]:
     """Images of one name: they would be one pair, or be written over each other."""
     seen: dict[str, Path] = {}
     problems: list[str] = []
@@ -142,11 +139,12 @@ def read_image(path: Path, channels: int) -> ImageFolder:
 
     """
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-        pixels = np.array(image, np.uint8)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"images: {path} is not an image that can be read") from error
+        image = open_upright(path.read_bytes(), channels, field=str(path))
+    except OSError as error:
+        raise ConfigError(f"images: {path} cannot be read: {error.strerror}") from error
+    except InvalidInput as error:
+        raise ConfigError(f"images: {error}") from error
+    pixels = np.array(image, np.uint8)
     shaped = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return ImageFolder(torch.from_numpy(np.ascontiguousarray(shaped)[None]), (path.stem,))
 

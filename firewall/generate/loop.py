@@ -151,4 +151,6 @@ def draws(seed: int, step: int) -> torch.Generator:
 
 
 def _write_log(log: list[dict[str, Any]], folder: Path) -> None:
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (folder / "log.jsonl").write_text(
+        "".join(json.dumps(line, allow_nan=False) + "\n" for line in log), encoding="utf-8"
+    )

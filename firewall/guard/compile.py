@@ -22,6 +22,7 @@ from firewall.errors import ConfigError, ParityError
 from firewall.guard.classifier import Bounded, Classifier
 from firewall.guard.graph import Guard
 from firewall.guard.interval import UNIT_ROUNDOFF, least_lead
+from firewall.guard.simplify import simplify
 from firewall.guard.wire_input import DTYPES, WireInput
 from firewall.stages import RAW, Denoiser, Evidence
 
@@ -253,9 +254,11 @@ def export(
             input_names=list(inputs),
             output_names=list(outputs),
             opset_version=OPSET,
+            optimize=False,  # `simplify` does, and keeps small constants.
             verbose=False,
         )
     assert program is not None
+    simplify(program.model)
     proto = program.model_proto
     for value in proto.graph.input:
         axis = axes.get(value.name, 0)

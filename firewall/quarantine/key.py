@@ -32,7 +32,7 @@ def pseudonym_key(path: Path) -> bytes:
             ):
                 file.write(secrets.token_hex(_BYTES) + "\n")
         tighten(path)
-        key = bytes.fromhex(path.read_text().strip())
+        key = bytes.fromhex(path.read_text(encoding="utf-8-sig").strip())
     except OSError as error:
         raise ConfigError(f"key: {path} cannot be used: {error.strerror}") from error
     except ValueError as error:

@@ -79,7 +79,8 @@ def export(store: Store, spec: InputSpec, model: str, folder: Path) -> int:
                     "label": record.label,
                     "reviewer": record.reviewer,
                     "request_id": record.request_id,
-                }
+                },
+                allow_nan=False,
             )
         )
     try:

@@ -13,7 +13,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy.typing as npt
 
@@ -79,15 +81,22 @@ class Record:
     sampled: bool
 
 
+#: What a store may do to what it finds.
+Access = Literal["create", "write", "read"]
+
+
 class Store:
     """Rows and images. One instance per process."""
 
-    def __init__(self, database: str, images: str) -> None:
-        """Open database and folder; create what is missing.
+    def __init__(
+        self, database: str | Path, images: str | Path, *, access: Access = "create"
+    ) -> None:
+        """Open database and folder.
 
         Args:
-            database: SQLAlchemy URL, `sqlite:///file.db` or `postgresql+psycopg://...`.
+            database: file of SQLite, or SQLAlchemy URL such as `postgresql+psycopg://...`.
             images: a folder, or an fsspec URL.
+            access: `create` makes what is missing; the others want it to be there.
 
         Raises:
             ConfigError: a package is missing, or database or folder cannot be opened.
@@ -128,9 +137,19 @@ class Store:
             sql.Column("reviewed", sql.DateTime(timezone=True)),
             sql.Column("sampled", sql.Boolean, nullable=False, server_default=sql.false()),
         )
+        if access != "create" and isinstance(database, Path) and not database.is_file():
+            raise ConfigError(f"quarantine: {database} does not exist")
         try:
-            self._engine = sql.create_engine(database, pool_pre_ping=True)
-            if self._engine.dialect.name == "sqlite":
+            # From its parts: within the text of a URL, a file's `?` would begin its parameters.
+            url: Any = database
+            if isinstance(database, Path):
+                url = sql.URL.create("sqlite", database=str(database))
+                if access == "read":
+                    place = f"file:{quote(str(database))}?mode=ro"
+                    url = sql.URL.create("sqlite", database=place, query={"uri": "true"})
+            # Parameters of a statement are data of clients: no log or error holds them.
+            self._engine = sql.create_engine(url, pool_pre_ping=True, hide_parameters=True)
+            if self._engine.dialect.name == "sqlite" and access != "read":
                 _make_private(self._engine.url.database)
 
                 # Readers do not hold up the writer, and a crash loses nothing that was committed.
@@ -139,23 +158,33 @@ class Store:
                     connection.execute("PRAGMA journal_mode=WAL")
                     connection.execute("PRAGMA busy_timeout=5000")
 
-            metadata.create_all(self._engine)
-            self._add_missing()
+            if access == "create":
+                metadata.create_all(self._engine)
+            found = sql.inspect(self._engine).has_table(self._table.name)
+            if found and access != "read":
+                self._add_missing()
         except Exception as error:  # SQLAlchemy's, and each driver's own
             raise ConfigError(
-                f"--quarantine: {without_password(database)} cannot be opened: "
+                f"--quarantine: {without_password(str(database))} cannot be opened: "
                 f"{type(error).__name__}"
             ) from error
+        if not found:
+            raise ConfigError(f"quarantine: {without_password(str(database))} holds no quarantine")
         try:
-            self._files, self._root = fsspec.core.url_to_fs(images)
+            if isinstance(images, Path):
+                self._files, self._root = LocalFileSystem(), str(images)
+            else:
+                self._files, self._root = fsspec.core.url_to_fs(images)
             self._local = isinstance(self._files, LocalFileSystem)
+            if access != "create":
+                return
             if self._local:
                 make_private_folder(self._root, holds="*.npz")
             else:
                 self._files.makedirs(self._root, exist_ok=True)
         except Exception as error:  # each file system has its own
             raise ConfigError(
-                f"--quarantine-images: {without_password(images)} cannot be opened: "
+                f"--quarantine-images: {without_password(str(images))} cannot be opened: "
                 f"{type(error).__name__}"
             ) from error
 
@@ -185,9 +214,10 @@ class Store:
                     "bundle": entry.bundle,
                     "policy": entry.policy,
                     "verdict": entry.verdict,
-                    "reasons": json.dumps(entry.reasons),
+                    "reasons": json.dumps(entry.reasons, allow_nan=False),
                     "statistics": json.dumps(
-                        {key: float(f"{value:.6g}") for key, value in entry.statistics.items()}
+                        {key: float(f"{value:.6g}") for key, value in entry.statistics.items()},
+                        allow_nan=False,
                     ),
                     "p_value": entry.p_value,
                     "said": entry.said,

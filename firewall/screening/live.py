@@ -57,6 +57,7 @@ class LiveGuard:
         model: str,
         log_outputs: bool,
         radius: float = 0.0,
+        promised_rate: float | None = None,
     ) -> None:
         """Check that the policy can be kept by this guard.
 
@@ -68,12 +69,18 @@ class LiveGuard:
             log_outputs: whether accepted rows are answered log-probabilities (an ensemble) or the
                 classifier's own logits.
             radius: L-infinity that the bundle is meant for; 0 where it names none.
+            promised_rate: of false positives, for which the bundle was made; None where it names
+                none.
 
         Raises:
             ConfigError: the policy asks for what the bundle does not have.
             CalibrationError: the policy asks for a rate that cannot be promised.
 
         """
+        #: As the operator gave it, which another bundle may be opened with.
+        self.operator_policy = policy
+        policy = policy.for_bundle(promised_rate)
+        self._promised_rate = promised_rate
         if policy.paranoia == 3 and not calibration.guard_model:
             raise ConfigError(
                 "paranoia: 3 needs a robust guard model, which this bundle does not carry; use 1 "
@@ -132,6 +139,7 @@ class LiveGuard:
             model=self.model,
             log_outputs=self._log_outputs,
             radius=self.radius,
+            promised_rate=self._promised_rate,
         )
 
     def plan(self, client: str) -> Plan:

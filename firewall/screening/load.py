@@ -82,6 +82,7 @@ def load_guard(
         model=manifest.name,
         log_outputs=bool(manifest.guard.of("ensemble")),
         radius=manifest.threat_model.radius if manifest.threat_model.norm == "linf" else 0.0,
+        promised_rate=manifest.promised_rate,
     )
 
 

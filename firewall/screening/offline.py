@@ -13,14 +13,13 @@ import numpy.typing as npt
 
 from firewall.bundle.spec import InputSpec, Preprocessing
 from firewall.decoding.decode import decode_image
+from firewall.decoding.files import ENDINGS, image_files
 from firewall.decoding.pixels import pixels_hash
 from firewall.errors import InvalidInput
 from firewall.screening.compiled import log_softmax
 from firewall.screening.live import LiveGuard
 from firewall.screening.preprocess import check_values, to_wire
 from firewall.screening.verdict import Decision
-
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,11 @@ def rows(paths: Sequence[Path], spec: InputSpec, preprocessing: Preprocessing) -
     """
     for path in paths:
         if path.is_dir():
-            inner = sorted(one for one in path.rglob("*") if one.suffix.lower() in IMAGE_ENDINGS)
-            if not inner:
-                yield Row(str(path), None, "a folder without .jpg, .jpeg, .png or .webp files")
-            yield from rows(inner, spec, preprocessing)
+            inner = image_files(path)
+            if not inner.files:
+                said = f"a folder without {', '.join(ENDINGS)} files; {inner.said}".rstrip("; ")
+                yield Row(str(path), None, said)
+            yield from rows(inner.files, spec, preprocessing)
             continue
         try:
             if path.suffix.lower() == ".npz":
@@ -121,7 +121,11 @@ def _arrays(
             if "x" not in arrays:
                 raise InvalidInput(str(path), "holds no array named 'x'")
             x = arrays["x"]
-    except (ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+    except (
+        ValueError, EOFError, NotImplementedError, RuntimeError, AttributeError, TypeError,
+        zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        # A .npy file is opened as an array, which is no context.
         raise InvalidInput(str(path), "not an .npz file of plain arrays") from error
     if x.ndim == 4 and x.dtype == np.uint8 and x.shape[1:] == (
         spec.height, spec.width, spec.channels

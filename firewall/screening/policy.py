@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from firewall.bundle.versions import is_comparable
-from firewall.documents import parse_toml
+from firewall.documents import parse_toml, read_text
 from firewall.errors import ConfigError
 from firewall.validation import describe
 
@@ -89,8 +89,8 @@ class Policy(BaseModel):
         default=0.01,
         gt=0,
         lt=0.5,
-        description="Share of clean rows that may be refused. A rate that the bundle's calibration "
-        "cannot promise is an error.",
+        description="Share of clean rows that may be refused; the one that the bundle was made for "
+        "when not set. A rate that its calibration cannot promise is an error.",
     )
     paranoia: Literal[1, 2, 3, 4] = Field(
         default=2,
@@ -173,12 +173,7 @@ class Policy(BaseModel):
             ConfigError: the file cannot be read, or a key is wrong; the text names key and value.
 
         """
-        try:
-            return cls.parse(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"policy: {path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"policy: {path} is not UTF-8 text") from error
+        return cls.parse(read_text(path, "policy"))
 
     @classmethod
     def of(cls, path: Path | None, mode: str | None, rate: float | None) -> Self:
@@ -195,7 +190,7 @@ class Policy(BaseModel):
         """
         policy = cls.load(path) if path else cls()
         overrides = {"mode": mode, "false_positive_rate": rate}
-        body = policy.model_dump() | {
+        body = policy.model_dump(exclude_unset=True) | {
             key: value for key, value in overrides.items() if value is not None
         }
         try:
@@ -215,6 +210,12 @@ class Policy(BaseModel):
             return cls.model_validate(parse_toml(text, "policy"))
         except ValidationError as error:
             raise ConfigError(f"policy: {describe(error)}") from error
+
+    def for_bundle(self, promised_rate: float | None) -> Policy:
+        """The same, with the rate that a bundle was made for where the operator set none."""
+        if promised_rate is None or "false_positive_rate" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"false_positive_rate": promised_rate})
 
     @property
     def certificates(self) -> bool:

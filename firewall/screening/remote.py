@@ -83,7 +83,7 @@ class RemoteSpec(Spec):
 
     def to_json(self) -> bytes:
         """Serialise to the bytes that are stored."""
-        return json.dumps(self.model_dump(mode="json")).encode()
+        return json.dumps(self.model_dump(mode="json"), allow_nan=False).encode()
 
 
 @dataclass(frozen=True)

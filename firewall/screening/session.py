@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import onnxruntime as ort
 
+from firewall.cores import usable_cores
 from firewall.errors import BundleMalformed, ConfigError
 
 #: Where graphs run. `cuda` fails where onnxruntime cannot use it, instead of falling back.
@@ -33,7 +34,7 @@ def open_session(
     Args:
         name: name of its file, for errors.
         graph: ONNX.
-        threads: threads per inference (0 = one per core).
+        threads: threads per inference (0 = one per core that the process may use).
         device: where to run.
         exact: forbids what interval bounds do not cover on CUDA: products of fewer bits than
             float32 has, and convolutions by Winograd or Fourier transforms.
@@ -44,7 +45,7 @@ def open_session(
 
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     # Spinning threads take the cores that gRPC needs between two inferences.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -100,7 +100,7 @@ class Smoothing:
 
     def to_json(self) -> bytes:
         """As it lies in a bundle."""
-        return json.dumps(vars(self)).encode()
+        return json.dumps(vars(self), allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Smoothing:

@@ -16,7 +16,9 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from firewall.cores import usable_cores
 from firewall.errors import ConfigError
+from firewall.protocol.addresses import is_loopback
 from firewall.serve import components
 from firewall.serve.admin.address import default_socket, make_socket_folder
 from firewall.serve.admin.quarantine import QuarantineReview
@@ -26,13 +28,14 @@ from firewall.serve.audit import Audit
 from firewall.serve.metrics import Metrics
 from firewall.serve.model import ServedModel, Services
 from firewall.serve.process.desired_state import RunFolder
+from firewall.serve.process.signals import listen
 from firewall.serve.process.watcher import FileWatcher
 from firewall.serve.process.worker import Worker
 from firewall.serve.repository import ModelRepository
 from firewall.serve.rollout import Rollout
 from firewall.serve.server import Server
 from firewall.serve.settings import Settings
-from firewall.serve.tls import authority, is_loopback
+from firewall.serve.tls import authority
 from firewall.serve.tracing import OpenTelemetry
 from firewall.upstream.settings import pair_upstreams
 
@@ -60,8 +63,10 @@ def run(settings: Settings, bundles: Sequence[Path], worker: WorkerPlace | None 
 
     Raises:
         FirewallError: it cannot start; the sentence says why.
+        SystemExit: it was told to stop while it started; with status 0.
 
     """
+    signals = listen()
     # Asked for first: a supervisor that is killed while this starts has another id in its place.
     supervisor = os.getppid() if worker is not None else None
     warn(settings)
@@ -115,9 +120,8 @@ def run(settings: Settings, bundles: Sequence[Path], worker: WorkerPlace | None 
         rollout,
         QuarantineReview(None if writer is None else writer.store, _input_of(repository), audit),
     )
-    # A list and not an Event: setting an Event twice from a handler can lock its own thread out.
-    signals = listen_to_signals()
     server.start()
+    signals.started()
     parts: list[Any] = []
     admin = None
     if worker is not None:
@@ -148,12 +152,14 @@ def run(settings: Settings, bundles: Sequence[Path], worker: WorkerPlace | None 
         admin=None if admin is None else admin.address,
         models={entry.live.name: entry.live.manifest.version for entry in repository},
         provider=[entry.live.guard.compiled.provider for entry in repository],
+        cores=usable_cores(),
+        inference_threads=settings.inference_threads or usable_cores(),
         mode=policy.mode,
         false_positive_rate=policy.false_positive_rate,
         policy=policy.digest,
     )
     _return_memory()
-    _wait(signals, rollout, supervisor)
+    _wait(signals.pending, rollout, supervisor)
     audit.event("draining", grace=settings.grace)
     for part in reversed(parts):
         part.stop()
@@ -173,14 +179,6 @@ def warn(settings: Settings) -> None:
         log.warning("environment variable %s sets nothing; is it misspelt?", name)
     if settings.tokens is not None and settings.tls is None and not is_loopback(settings.host):
         log.warning("--tokens without --tls-cert: tokens cross the network in clear text")
-
-
-def listen_to_signals() -> list[int]:
-    """Collect SIGTERM, SIGINT and SIGHUP in a list, in order."""
-    signals: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda received, _: signals.append(received))
-    return signals
 
 
 def admin_server(

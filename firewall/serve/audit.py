@@ -74,7 +74,7 @@ class Audit:
     def event(self, event: str, **fields: Any) -> None:
         """Record anything else that an operator looks for later."""
         body = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-        line = json.dumps(body | fields)
+        line = json.dumps(body | fields, allow_nan=False)
         try:
             self._queue.put_nowait(logging.makeLogRecord({"msg": line}))
         except queue.Full:

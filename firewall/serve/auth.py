@@ -127,12 +127,17 @@ def _check_name(name: str, where: str) -> None:
         raise ConfigError(f"{where}: {name!r}; expected 1 to 64 letters, digits, '_' and '-'")
 
 
+def plain_address(host: str) -> str:
+    """The IPv4 address of a client that came to a socket of both families."""
+    return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host
+
+
 @lru_cache(maxsize=1024)
 def peer_address(peer: str) -> str:
     """Address of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
     kind, _, rest = unquote(peer).partition(":")
     if kind in ("ipv4", "ipv6"):
-        return rest.rpartition(":")[0].strip("[]")
+        return plain_address(rest.rpartition(":")[0].strip("[]"))
     # The peer of a Unix socket has no name.
     return "socket" if kind == "unix" else kind or "unknown"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from firewall.bundle.manifest import Manifest
-from firewall.bundle.signing import config_dir, trusted_keys
+from firewall.bundle.signing import trusted_keys
 from firewall.bundle.store import Bundle, open_bundle
 from firewall.errors import ConfigError
 from firewall.private_files import open_private
@@ -32,6 +32,7 @@ from firewall.serve.settings import Settings
 from firewall.upstream.client import Upstream
 from firewall.upstream.settings import UpstreamSettings, is_secure
 from firewall.upstream.token import read_token
+from firewall.user_folders import config_dir
 
 
 def read_policy(settings: Settings) -> Policy:
@@ -113,7 +114,9 @@ def quarantine_writer(settings: Settings, metrics: Metrics) -> Writer | None:
         return None
     flags = ("--quarantine", "--quarantine-images")
     return Writer(
-        open_resolved(settings.quarantine, settings.quarantine_images, flags=flags),
+        open_resolved(
+            settings.quarantine, settings.quarantine_images, flags=flags, access="create"
+        ),
         Limits(bytes=settings.quarantine_bytes, days=settings.quarantine_days),
         stored=lambda rows: metrics.quarantined("stored", rows),
         dropped=lambda rows: metrics.quarantined("dropped", rows),

@@ -26,6 +26,7 @@ from firewall import __version__
 from firewall.errors import Cancelled, TooLarge
 from firewall.serve import converters, openapi
 from firewall.serve import rest_converters as convert
+from firewall.serve.auth import plain_address
 from firewall.serve.context import RequestContext
 from firewall.serve.data_plane import DataPlane, InferResult
 from firewall.serve.grpc_api import EXTENSIONS
@@ -376,7 +377,7 @@ def _incoming(http: HttpRequest, service: str, route: str, connection: _Connecti
 
 
 def _address(http: HttpRequest) -> str:
-    return http.client.host if http.client is not None else "unknown"
+    return plain_address(http.client.host) if http.client is not None else "unknown"
 
 
 def _headers(http: HttpRequest) -> dict[str, str]:

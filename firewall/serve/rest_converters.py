@@ -159,7 +159,7 @@ def failure_response(failed: Failure) -> Response:
         headers["Retry-After"] = str(max(1, int(-(-failed.retry_after // 1))))
     if failed.http == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(json.dumps(body).encode(), headers=headers, status=failed.http)
+    return Response(json.dumps(body, allow_nan=False).encode(), headers=headers, status=failed.http)
 
 
 # --- Open Inference Protocol -------------------------------------------------------------------

@@ -128,11 +128,7 @@ def bind_socket(host: str, port: int, flag: str, *, shared: bool = False) -> soc
         ConfigError: it cannot be bound.
 
     """
-    address = host.strip("[]")
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # The protocol is named: asyncio turns Nagle's algorithm off only for sockets that say TCP, and
-    # with it every answer waits 40 ms for a delayed acknowledgement.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening, address = tcp_socket(host)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -145,3 +141,23 @@ def bind_socket(host: str, port: int, flag: str, *, shared: bool = False) -> soc
         raise ConfigError(f"{flag}: {host}:{port} cannot be bound{problem}") from error
     listening.set_inheritable(False)
     return listening
+
+
+def tcp_socket(host: str) -> tuple[socket.socket, str]:
+    """Make a TCP socket for an address, and say what it is to be bound to.
+
+    `::` is every address of both families, and of IPv4 alone where the machine has no IPv6.
+    """
+    address = host.strip("[]")
+    # The protocol is named: asyncio turns Nagle's algorithm off only for sockets that say TCP, and
+    # with it every answer waits 40 ms for a delayed acknowledgement.
+    if address == "::":
+        try:
+            made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        except OSError:
+            address = "0.0.0.0"
+        else:
+            return made, address
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP), address

@@ -196,7 +196,7 @@ class Rollout:
             self._check_version(entry, candidate.manifest)
             # The policy may have changed since.
             if candidate.guard.policy.digest != entry.live.guard.policy.digest:
-                candidate = candidate.with_policy(entry.live.guard.policy)
+                candidate = candidate.with_policy(entry.live.guard.operator_policy)
             entry.swap(candidate)
             entry.compare(None)
             return True

@@ -23,7 +23,8 @@ from pydantic_settings import (
 )
 
 from firewall.errors import ConfigError
-from firewall.serve.tls import Credentials, is_loopback
+from firewall.protocol.addresses import is_loopback
+from firewall.serve.tls import Credentials
 from firewall.validation import describe
 
 #: Read from the working directory when no other file is named.
@@ -90,7 +91,9 @@ class Settings(BaseSettings):
     )
 
     # --- listening
-    host: str = _setting("0.0.0.0", _LISTEN, "Address of the gRPC and REST ports.")
+    host: str = _setting(
+        "::", _LISTEN, "Address of the gRPC and REST ports; :: is every address, IPv4 and IPv6."
+    )
     grpc_port: Port = _setting(8081, _LISTEN, "gRPC port (0 = any free port).")
     rest_port: Port = _setting(8080, _LISTEN, "REST port (0 = any free port).")
     operations_host: str = _setting(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,16 +127,6 @@ def bind(server: grpc.Server, address: str, credentials: Credentials | None, fla
         return int(server.add_secure_port(address, secret))
     except RuntimeError as error:
         raise ConfigError(f"{flag}: {address} cannot be bound; is it in use?") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can connect to an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def authority(host: str, port: int) -> str:

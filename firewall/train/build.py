@@ -80,6 +80,8 @@ class Identity:
     threat_model: ThreatModel
     #: When it was made, ISO 8601 in UTC; now when empty.
     created: str = ""
+    #: Of false positives, for which the bundle is made; None leaves it to the policy's default.
+    promised_rate: float | None = None
 
 
 def build(
@@ -171,7 +173,11 @@ def build(
         compiled, calibration, to_wire(data.held_out, input_spec), bool(guard_spec.of("ensemble"))
     )
     evaluation = {
-        "held_out": false_positives(held_out.p_values, data.held_out_groups),
+        "held_out": false_positives(
+            held_out.p_values,
+            data.held_out_groups,
+            promisable({identity.promised_rate or 0.01, 0.05}, len(part_b)),
+        ),
         "reference": reference,
     }
     manifest = Manifest(
@@ -187,6 +193,7 @@ def build(
         preprocessing=preprocessing,
         guard=guard_spec,
         threat_model=identity.threat_model,
+        promised_rate=identity.promised_rate,
         provenance=Provenance(
             created=identity.created or datetime.now(UTC).isoformat(timespec="seconds"),
             producer=f"robustness-firewall {__version__}",
@@ -204,9 +211,9 @@ def build(
     files = {
         **graphs,
         "calibration.json": calibration.to_json(),
-        "labels.json": json.dumps(list(identity.labels)).encode(),
+        "labels.json": json.dumps(list(identity.labels), allow_nan=False).encode(),
         "selftest.npz": selftest.to_npz(),
-        "evaluation.json": json.dumps(evaluation, indent=1).encode(),
+        "evaluation.json": json.dumps(evaluation, indent=1, allow_nan=False).encode(),
         "MODEL_CARD.md": render(manifest, calibration, evaluation).encode(),
     }
     if smoothing is not None:
@@ -222,6 +229,12 @@ def libraries() -> dict[str, str]:
         "onnx": version("onnx"),
         "numpy": np.__version__,
     }
+
+
+def promisable(rates: set[float], rows: int) -> tuple[float, ...]:
+    """Those of some rates that so many calibration rows can promise; the least rate if none is."""
+    least = 1 / (rows + 1)
+    return tuple(sorted(rate for rate in rates if rate >= least)) or (least,)
 
 
 def _said(

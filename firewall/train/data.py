@@ -36,10 +36,19 @@ def load_npz(
             x, y = arrays["x"], arrays["y"]
     except OSError as error:
         raise ConfigError(f"{flag}: {path} cannot be read: {error.strerror}") from error
-    except (ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{flag}: {path} is not an .npz file of plain arrays") from error
+    except (
+        ValueError, EOFError, NotImplementedError, RuntimeError, AttributeError, TypeError,
+        zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        # A .npy file is opened as an array, which is no context.
+        raise ConfigError(
+            f"{flag}: {path} is not an .npz file of plain arrays, as "
+            "numpy.savez(path, x=images, y=labels) writes it"
+        ) from error
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise ConfigError(f"{flag}, y: {y.dtype} {list(y.shape)}; expected integers [rows]")
+    if len(x) != len(y):
+        raise ConfigError(f"{flag}, y: shape [{len(y)}]; expected one label for {len(x)} rows")
     return _images(x, flag), y.astype(np.int64)
 
 

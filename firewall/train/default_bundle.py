@@ -100,6 +100,6 @@ def _result(shipped: str, measured: str) -> dict[str, Any] | None:
         Path(__file__).parents[2] / "benchmarks" / "results" / measured,
     ):
         if place.is_file():
-            result: dict[str, Any] = json.loads(place.read_text())
+            result: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
             return result if result.get("recipe") == recipe.digest() else None
     return None

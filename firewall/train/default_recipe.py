@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from firewall import __version__
 from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
+from firewall.user_folders import cache_dir
 
 NAME = "efficientnet-lite0"
 SIDE = 224
@@ -88,13 +86,7 @@ def digest() -> str:
         "crops": CROPS,
         "escalation": ESCALATION,
     }
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def cache_dir() -> Path:
-    """`$FIREWALL_CACHE_DIR`, or the platform's cache folder."""
-    named = os.environ.get("FIREWALL_CACHE_DIR")
-    return Path(named) if named else user_cache_path("firewall")
+    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def cached_path() -> Path:

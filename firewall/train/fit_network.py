@@ -241,7 +241,7 @@ def fit_network(
 
 def _write_log(log: list[dict[str, Any]], folder: Path) -> None:
     with open(folder / "log.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in log)
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in log)
 
 
 class _State:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from firewall.train.inventory import Inventory, take_stock
 from firewall.train.sources import (
     PARTS,
     Labelled,
@@ -20,12 +21,15 @@ from firewall.train.sources import (
 from firewall.train.steps import Steps, write_json
 
 
-def read_parts(spec: SourceSpec, base: Path) -> dict[str, Labelled]:
+def read_parts(spec: SourceSpec, base: Path) -> tuple[dict[str, Labelled], Inventory]:
     """`train`, `selection`, `calibration` and `test`, with reviewed images in the first.
 
     Args:
         spec: `[data]` of a recipe.
         base: folder from which its relative paths count.
+
+    Returns:
+        The parts, and what they hold.
 
     Raises:
         ConfigError: the data is not what the recipe says.
@@ -33,7 +37,8 @@ def read_parts(spec: SourceSpec, base: Path) -> dict[str, Labelled]:
     """
     found, sealed = read(spec, base)
     reviewed = read_reviewed(spec, base, found.labels)
-    return with_reviewed(split(spec, found, sealed), reviewed, spec.repeat)
+    parts = with_reviewed(split(spec, found, sealed), reviewed, spec.repeat)
+    return parts, take_stock(found, parts)
 
 
 def data_step(spec: SourceSpec, parts: dict[str, Labelled], steps: Steps) -> Path:

@@ -34,12 +34,14 @@ from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
 from firewall.evaluation.surrogates import trained_surrogates
 from firewall.evaluation.target import BundleTarget
+from firewall.guard.assemble import assemble
 from firewall.screening.calibration import Calibration, least_of_class, least_sample
 from firewall.stages.registry import Registry
 from firewall.train.augmentation import best_ratio, generated_images, load_generated
 from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
 from firewall.train.fit_network import Generated, fit_network
+from firewall.train.inventory import Inventory
 from firewall.train.networks import Cnn, make_network
 from firewall.train.objectives import Apart
 from firewall.train.parts import data_step, read_parts
@@ -102,9 +104,10 @@ def run(
     started = _started(out) if processes.first else ""
     processes.wait()
     steps = Steps(out / "steps", progress, writes=processes.first)
-    parts = read_parts(recipe.data, base)
-    classes = len(parts["train"].labels)
-    _check_sizes(recipe, parts)
+    parts, inventory = check(recipe, base, registry)
+    for line in inventory.lines():
+        progress(line)
+    classes = len(inventory.labels)
     shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
     if not processes.first:
         # The first one does it; the others find it done.
@@ -201,8 +204,11 @@ def run(
         {"guard": digest(draft), "evaluate": recipe.evaluate.model_dump(mode="json")},
         lambda folder: _evaluate(recipe, draft, parts, folder, jobs, progress),
     )
-    result = json.loads((figures / "evaluation.json").read_text())
-    summary = _summary(recipe, result, parts, json.loads((trained / "log.json").read_text()))
+    result = json.loads((figures / "evaluation.json").read_text(encoding="utf-8"))
+    summary = _summary(
+        recipe, result, parts, json.loads((trained / "log.json").read_text(encoding="utf-8"))
+    )
+    summary["data"] = inventory.to_json()
     if mix is not None:
         summary["augment"] = mix
     _gate(recipe, summary, figures)
@@ -215,10 +221,39 @@ def _started(out: Path) -> str:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(datetime.now(UTC).isoformat(timespec="seconds"))
-        return path.read_text().strip()
+            path.write_text(datetime.now(UTC).isoformat(timespec="seconds"), encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise TrainingError(f"--out: {out} cannot be written: {error.strerror}") from error
+
+
+def check(recipe: Recipe, base: Path, registry: Registry) -> tuple[dict[str, Labelled], Inventory]:
+    """Read the data, and find whatever a run would refuse after hours of training.
+
+    Args:
+        recipe: whose own text was checked when it was loaded.
+        base: folder from which its relative paths count.
+        registry: plugins.
+
+    Returns:
+        The parts, and what they hold.
+
+    Raises:
+        FirewallError: the data is not what the recipe says, calibration could not keep what it
+            promises, or a stage of the guard could not work.
+
+    """
+    parts, inventory = read_parts(recipe.data, base)
+    _check_sizes(recipe, parts)
+    shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
+    classes = len(inventory.labels)
+    classifier = make_network(recipe.network, shape, classes, recipe.seed)
+    members = {
+        one.name: _Logits(make_network(one.network, shape, classes, recipe.seed))
+        for one in recipe.members
+    }
+    assemble(recipe.guard_spec, registry, classifier, members)
+    return parts, inventory
 
 
 def _check_sizes(recipe: Recipe, parts: dict[str, Labelled]) -> None:
@@ -285,7 +320,7 @@ def _train(
 
 def _reached(place: Path, member: MemberSpec) -> float:
     """The figure of selection data by which a training kept its best epoch."""
-    log = json.loads((place / "log.json").read_text())
+    log = json.loads((place / "log.json").read_text(encoding="utf-8"))
     return max(float(epoch[member.train.choose]) for epoch in log)
 
 
@@ -294,7 +329,7 @@ def _mix_report(values: dict[float, float], chosen: float, generated: Path) -> d
     return {
         "selection": {f"{ratio:g}": value for ratio, value in sorted(values.items())},
         "chosen_ratio": chosen,
-        "judged": json.loads((generated / "judge.json").read_text()),
+        "judged": json.loads((generated / "judge.json").read_text(encoding="utf-8")),
     }
 
 
@@ -353,6 +388,7 @@ def _draft(
                 evaluated=_knowledge(recipe.evaluate.suite),
             ),
             created=started,
+            promised_rate=recipe.guard.false_positive_rate,
         ),
         classifier=network,
         guard_spec=recipe.guard_spec,
@@ -378,7 +414,7 @@ def _draft(
         registry=registry,
         progress=progress,
     )
-    (folder / "signer.pub").write_text(signer.public)
+    (folder / "signer.pub").write_text(signer.public, encoding="utf-8")
 
 
 def _images_of(one: Labelled) -> npt.NDArray[np.float32]:
@@ -415,7 +451,7 @@ def _evaluate(
     jobs: int,
     progress: Callable[[str], None],
 ) -> None:
-    bundle = open_bundle(draft / "bundle", {(draft / "signer.pub").read_text()})
+    bundle = open_bundle(draft / "bundle", {(draft / "signer.pub").read_text(encoding="utf-8")})
     settings = recipe.evaluate
     request = Request(
         settings.suite,
@@ -522,7 +558,7 @@ def _sign(
     signer: Signer,
 ) -> Path:
     """The bundle with its figures in it, and beside it what people look at."""
-    opened = open_bundle(draft / "bundle", {(draft / "signer.pub").read_text()})
+    opened = open_bundle(draft / "bundle", {(draft / "signer.pub").read_text(encoding="utf-8")})
     files = dict(opened.files)
     built = json.loads(files["evaluation.json"])
     # When it was measured is no part of what it is: the same run gives the same bits.
@@ -530,9 +566,10 @@ def _sign(
     for attack in result["attacks"]:
         del attack["seconds"]
     built["suite"] = result
+    built["data"] = summary["data"]
     if "augment" in summary:
         built["augment"] = summary["augment"]
-    files["evaluation.json"] = json.dumps(built, indent=1).encode()
+    files["evaluation.json"] = json.dumps(built, indent=1, allow_nan=False).encode()
     calibration = Calibration.from_json(files["calibration.json"])
     files["MODEL_CARD.md"] = render(opened.manifest, calibration, built).encode()
     target = out / "bundle"

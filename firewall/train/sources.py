@@ -7,7 +7,6 @@ image's content: the same image is in the same part wherever and however often i
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +15,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from pydantic import Field
 
 from firewall.bundle.spec import Spec
-from firewall.documents import parse_json
-from firewall.errors import ConfigError
+from firewall.decoding.decode import Target
+from firewall.documents import parse_json, read_text
+from firewall.errors import ConfigError, InvalidInput
 from firewall.train.data import load_idx, load_npz
 from firewall.train.fit_network import Images
-
-#: File endings that are read from folders.
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-#: Problems that are listed before "and so many more".
-_LISTED = 5
+from firewall.train.folders import fitted, read_class_folders, refuse, size_of
 
 PARTS = ("train", "selection", "calibration", "test")
 
@@ -57,6 +52,11 @@ class SourceSpec(Spec):
     #: Share of the sealed test; ignored where the source has a test set of its own (`idx`).
     test: float = Field(default=0.15, gt=0, lt=0.5)
 
+    @property
+    def size(self) -> Target:
+        """To which images are brought, in training and in service."""
+        return size_of(self.channels, self.height, self.width)
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -66,19 +66,28 @@ class Labelled:
         x: [N, C, H, W] uint8.
         y: [N] int64.
         labels: names of the classes.
+        names: of the files, where images are files.
+        warnings: what was found when they were read.
 
     """
 
     x: npt.NDArray[np.uint8]
     y: npt.NDArray[np.int64]
     labels: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
 
+    def name(self, row: int) -> str:
+        """What an image is called in messages."""
+        return self.names[row] if self.names else f"row {row}"
+
     def take(self, rows: npt.NDArray[Any]) -> Labelled:
         """Some rows."""
-        return Labelled(self.x[rows], self.y[rows], self.labels)
+        names = tuple(self.names[row] for row in rows.tolist()) if self.names else ()
+        return Labelled(self.x[rows], self.y[rows], self.labels, names)
 
 
 def images(one: Labelled) -> Images:
@@ -139,10 +148,7 @@ def read_reviewed(spec: SourceSpec, base: Path, labels: tuple[str, ...]) -> Labe
         return None
     path = base / spec.reviewed
     index = path / "index.jsonl"
-    try:
-        lines = index.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data.reviewed: {index} cannot be read") from error
+    lines = read_text(index, "data.reviewed").splitlines()
     images: list[npt.NDArray[np.uint8]] = []
     classes: list[int] = []
     problems: list[str] = []
@@ -162,11 +168,13 @@ def read_reviewed(spec: SourceSpec, base: Path, labels: tuple[str, ...]) -> Labe
         try:
             if not inside.is_relative_to(path.resolve()):
                 raise ValueError
-            images.append(fitted(inside.read_bytes(), spec))
+            images.append(fitted(inside.read_bytes(), spec.size, name))
             classes.append(labels.index(str(label)))
-        except (OSError, ValueError, Image.DecompressionBombError):
-            problems.append(f"{name} is not an image in the folder that can be read")
-    _refuse(problems)
+        except InvalidInput as error:
+            problems.append(str(error))
+        except (OSError, ValueError):
+            problems.append(f"{name} is not a file in the folder that can be read")
+    refuse(problems)
     if not images:
         raise ConfigError(f"data.reviewed: {index} has no line with a label")
     return Labelled(np.stack(images), np.array(classes, np.int64), labels)
@@ -239,43 +247,8 @@ def split(spec: SourceSpec, found: Labelled, test: Labelled | None) -> dict[str,
 
 def _folder(spec: SourceSpec, path: Path) -> tuple[Labelled, Labelled | None]:
     """A folder a class, images in it at any depth."""
-    if not path.is_dir():
-        raise ConfigError(f"data.path: {path} is not a folder")
-    classes = sorted(one for one in path.iterdir() if one.is_dir() and one.name[0] != ".")
-    files: list[tuple[Path, int]] = []
-    problems: list[str] = []
-    for number, folder in enumerate(classes):
-        inside = sorted(one for one in folder.rglob("*") if one.suffix.lower() in ENDINGS)
-        if not inside:
-            problems.append(f"{folder.name} holds no image ({', '.join(ENDINGS)})")
-        files += [(one, number) for one in inside]
-    if not classes:
-        raise ConfigError(f"data.path: {path} holds no folders; expected one a class")
-    x = np.empty((len(files), spec.channels, spec.height, spec.width), np.uint8)
-    for row, (file, _) in enumerate(files):
-        try:
-            x[row] = fitted(file.read_bytes(), spec)
-        except (OSError, ValueError, Image.DecompressionBombError):
-            problems.append(f"{file.relative_to(path)} is not an image that can be read")
-    _refuse(problems)
-    y = np.array([number for _, number in files], np.int64)
-    return Labelled(x, y, tuple(folder.name for folder in classes)), None
-
-
-def fitted(data: bytes, spec: SourceSpec) -> npt.NDArray[np.uint8]:
-    """An encoded image at a recipe's size: [C, H, W]; the shorter side fits, the centre is cut."""
-    with Image.open(io.BytesIO(data)) as opened:
-        image = opened.convert("L" if spec.channels == 1 else "RGB")
-    scale = max(spec.width / image.width, spec.height / image.height)
-    if scale != 1:
-        size = (
-            max(spec.width, round(image.width * scale)),
-            max(spec.height, round(image.height * scale)),
-        )
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - spec.width) // 2, (image.height - spec.height) // 2
-    pixels = np.asarray(image.crop((left, top, left + spec.width, top + spec.height)), np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    found = read_class_folders(path, spec.size)
+    return Labelled(found.x, found.y, found.labels, found.names, found.warnings), None
 
 
 def _idx(spec: SourceSpec, path: Path) -> tuple[Labelled, Labelled | None]:
@@ -321,11 +294,14 @@ def _parquet(spec: SourceSpec, path: Path) -> tuple[Labelled, Labelled | None]:
     x = np.empty((table.num_rows, spec.channels, spec.height, spec.width), np.uint8)
     for row, image in enumerate(table.column("image").to_pylist()):
         data: Any = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(data, bytes):
+            problems.append(f"row {row}: not the bytes of an image file")
+            continue
         try:
-            x[row] = fitted(data, spec)
-        except (OSError, ValueError, TypeError, Image.DecompressionBombError):
-            problems.append(f"row {row} is not an image that can be read")
-    _refuse(problems)
+            x[row] = fitted(data, spec.size, f"row {row}")
+        except InvalidInput as error:
+            problems.append(str(error))
+    refuse(problems)
     return _counted(x, np.array(table.column("label").to_pylist(), np.int64))
 
 
@@ -355,9 +331,3 @@ def _counted(
         gap = sorted(set(range(int(y.max()))) - set(present.tolist()))[0]
         raise ConfigError(f"data: no image has label {gap}, though labels go up to {y.max()}")
     return Labelled(x, y, tuple(str(number) for number in range(len(present)))), None
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise ConfigError(f"data: {'; '.join(problems[:_LISTED])}{more}")

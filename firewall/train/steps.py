@@ -56,7 +56,7 @@ class Steps:
             TrainingError: the disk is full or cannot be written.
 
         """
-        text = json.dumps({"code": self._code} | inputs, sort_keys=True)
+        text = json.dumps({"code": self._code} | inputs, sort_keys=True, allow_nan=False)
         key = hashlib.sha256(text.encode()).hexdigest()
         folder = self._folder / f"{name}-{key[:16]}"
         if (folder / _DONE).exists():
@@ -69,7 +69,10 @@ class Steps:
             if not self._writes:
                 return folder
             draft = folder / (_DONE + ".part")
-            draft.write_text(json.dumps({"inputs": json.loads(text), "files": _hashes(folder)}))
+            draft.write_text(
+                json.dumps({"inputs": json.loads(text), "files": _hashes(folder)}, allow_nan=False),
+                encoding="utf-8",
+            )
             os.replace(draft, folder / _DONE)
         except OSError as error:
             what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
@@ -82,8 +85,10 @@ class Steps:
 
 def digest(folder: Path) -> str:
     """SHA-256 of what a finished step made."""
-    body = json.loads((folder / _DONE).read_text())
-    return hashlib.sha256(json.dumps(body["files"], sort_keys=True).encode()).hexdigest()
+    body = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+    return hashlib.sha256(
+        json.dumps(body["files"], sort_keys=True, allow_nan=False).encode()
+    ).hexdigest()
 
 
 def code_digest() -> str:
@@ -125,7 +130,7 @@ def claim(folder: Path, of: str, problem: str) -> None:
     path = folder / "begun.json"
     try:
         if path.exists():
-            if json.loads(path.read_text()) != {"of": of}:
+            if json.loads(path.read_text(encoding="utf-8")) != {"of": of}:
                 raise ConfigError(problem)
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,5 +142,5 @@ def claim(folder: Path, of: str, problem: str) -> None:
 def write_json(path: Path, body: Any) -> None:
     """All of a file, or nothing of it."""
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(body, indent=1) + "\n")
+    draft.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(draft, path)

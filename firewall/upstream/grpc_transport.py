@@ -8,6 +8,7 @@ import grpc
 import numpy.typing as npt
 
 from firewall.errors import RemoteError, UpstreamError
+from firewall.protocol.addresses import proxy_options
 from firewall.protocol.failure import failure
 from firewall.protocol.tensors import tensor_infos, tensors_of
 from firewall.upstream.settings import UpstreamSettings
@@ -39,6 +40,7 @@ class GrpcTransport:
             # A server that comes back is noticed within a second.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            *proxy_options(settings.address),
         )
         self._channel = (
             grpc.insecure_channel(settings.address, options=options)

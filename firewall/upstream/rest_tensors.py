@@ -41,7 +41,8 @@ def binary_body(name: str, rows: Rows, output: str) -> tuple[bytes, int]:
                 }
             ],
             "outputs": [{"name": output, "parameters": {"binary_data": True}}],
-        }
+        },
+        allow_nan=False,
     ).encode()
     return head + raw, len(head)
 
@@ -56,13 +57,14 @@ def json_body(name: str, rows: Rows, output: str) -> bytes:
             "name": name,
             "shape": list(rows.shape),
             "datatype": DATATYPES[rows.dtype.name],
-        }
+        },
+        allow_nan=False,
     )
     flat = rows.reshape(-1)
     number = "%d," if flat.dtype == np.uint8 else "%.9g,"
     blocks = (flat[start : start + _BLOCK].tolist() for start in range(0, flat.size, _BLOCK))
     data = "".join((number * len(block)) % tuple(block) for block in blocks)[:-1]
-    asked = json.dumps([{"name": output}])
+    asked = json.dumps([{"name": output}], allow_nan=False)
     start = f'{{"id":"{_new_id()}","inputs":[{head[:-1]},"data":['
     return f'{start}{data}]}}],"outputs":{asked}}}'.encode()
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from firewall.documents import read_text
 from firewall.errors import ConfigError
 from firewall.reloaded import Reloaded
 
@@ -32,10 +33,7 @@ def read_token(path: Path | None, environment: Mapping[str, str]) -> Callable[[]
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--upstream-token-file: {path} cannot be read") from error
+    text = read_text(path, "--upstream-token-file").strip()
     return _checked(text, f"--upstream-token-file: {path}")
 
 

@@ -185,7 +185,7 @@ def test_overlays_build_and_run_without_root(overlay: Path) -> None:
                 assert container["name"] == ("transformer-container" if kserve else "firewall")
                 assert unknown(container["args"]) == set()
                 # The default is loopback, where Prometheus is not.
-                assert "--operations-host=0.0.0.0" in container["args"]
+                assert "--operations-host=::" in container["args"]
                 ports = {one["name"]: one["containerPort"] for one in container["ports"]}
                 assert ports == PORTS
                 for probe in ("readinessProbe", "livenessProbe"):

@@ -138,7 +138,7 @@ def test_the_linear_study(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("--method", "magic"), "--method: 'magic'; expected one of fgsm"),
-        (("--eps", "-1"), "--eps: -1.0; expected a positive number"),
+        (("--eps", "-1"), "--eps: -1.0; expected a positive, finite radius"),
         (("--norm", "l7"), "--norm: 'l7'; expected linf or l2"),
         (("--method", "pgd", "--to", "10"), "--to: 10; expected a class from 0 to 9"),
         (("--label", "77"), "--label: 77; expected a class from 0 to 9"),
@@ -147,7 +147,7 @@ def test_the_linear_study(tmp_path: Path) -> None:
         (("--method", "adaptive"), "this target has none"),
         (("--method", "transfer"), "--surrogate: missing"),
         (("--shape", "3,32"), "--shape: '3,32'; expected channels,height,width"),
-        (("--shape", "3,8,8"), "is no classifier of images"),
+        (("--shape", "3,8,8"), "expected float images [rows, 3, 8, 8]"),
         (("--out", "forged.tiff"), "--out: forged.tiff; expected a .png or .npy file"),
     ],
 )

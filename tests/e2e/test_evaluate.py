@@ -149,7 +149,7 @@ def test_a_bare_onnx_file(data: Path, tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     junk = evaluate_target(tmp_path / "junk.onnx", "--data", str(data))
     assert junk.returncode == 2
-    assert "junk.onnx is no classifier of images" in junk.stderr
+    assert "junk.onnx is not an ONNX model" in junk.stderr
 
 
 def test_without_an_adaptive_attack_it_says_so(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -161,7 +161,10 @@ def test_without_an_adaptive_attack_it_says_so(run, data: Path, tmp_path: Path) 
     ("arguments", "words"),
     [
         (("--suite", "everything"), "--suite: 'everything'; expected one of static"),
-        (("--eps", "-0.1"), "--eps: -0.1; expected a positive radius"),
+        (("--eps", "-0.1"), "--eps: -0.1; expected a positive, finite radius"),
+        (("--eps", "inf"), "--eps: inf; expected a positive, finite radius"),
+        (("--eps", "nan"), "--eps: nan; expected a positive, finite radius"),
+        (("--eps", "8"), "expected at most 1, since images have values in [0, 1] (8/255 is 0.0314"),
         (("--norm", "l7"), "--norm: 'l7'; expected linf or l2"),
         (("--surrogate", "nothing.onnx"), "nothing.onnx cannot be read"),
         (("--surrogate-data", "SHORT"), "--surrogate-data, y: shape [2]; expected one label"),

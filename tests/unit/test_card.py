@@ -50,7 +50,9 @@ def card(bundle: Bundle, text: str) -> str:
         }
     )
     calibration = Calibration.from_json(bundle.files["calibration.json"])
-    return render(manifest, calibration, {"held_out": FIGURES, "suite": suite(text)})
+    counts = {key: [1, 2] for key in ("train", "selection", "calibration", "test")}
+    data = {"labels": [text, text], "counts": counts, "warnings": [text]}
+    return render(manifest, calibration, {"held_out": FIGURES, "suite": suite(text), "data": data})
 
 
 def read(text: str) -> tuple[list[str], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,9 +32,11 @@ from firewall.stages import (
     API_VERSION,
     RAW,
     Denoiser,
+    Detector,
     Ensemble,
     Evidence,
     FitReport,
+    Needs,
     StageConfig,
 )
 from firewall.stages.registry import Registry
@@ -153,8 +155,54 @@ def test_the_gate_closes_on_another_guard(registry: Registry) -> None:
     other = TinyClassifier()
     with torch.no_grad():
         other.last.bias.add_(torch.arange(float(CLASSES)))
-    with pytest.raises(ParityError, match=r"log_probabilities at batch 1: differ by"):
+    with pytest.raises(ParityError, match=r"log-probabilities: .* in ONNX and .* in torch on a"):
         check_parity(assemble(GUARD, registry, other), compiled, INPUT)
+
+
+class _Formula(Detector):
+    """A statistic that is any function of the image."""
+
+    api_version: ClassVar[int] = API_VERSION
+    Config = StageConfig
+    tier = "cheap"
+    needs = Needs()
+
+    def __init__(self, formula: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, evidence: Evidence) -> torch.Tensor:
+        return self.formula(evidence.raw)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        lambda x: 0.5 * torch.log(x.square().sum((1, 2, 3)) + 1e-12),
+        lambda x: x.mean((1, 2, 3)) / (x.square().sum((1, 2, 3)) + 1e-9),
+        lambda x: (x.var((1, 2, 3)) + 1e-10).sqrt().log(),
+    ],
+    ids=["logarithm", "quotient", "root"],
+)
+def test_small_constants_are_served_as_they_are(
+    formula: Callable[[torch.Tensor], torch.Tensor], registry: Registry
+) -> None:
+    """The exporter's own optimiser takes up to 1e-8 for zero: -13.8 became minus infinity."""
+    guard = assemble(spec(NOISE), registry, TinyClassifier())
+    guard.detectors["noise"] = _Formula(formula)
+    compiled = CompiledGuard(compile_embedded(guard, INPUT))
+    assert check_parity(guard, compiled, INPUT) < 1e-2
+    black = compiled.cheap(np.zeros((1, 3, 32, 32), np.float32)).statistics
+    with torch.no_grad():
+        assert black[0, 0] == pytest.approx(float(formula(torch.zeros(1, 3, 32, 32))), rel=1e-3)
+
+
+def test_a_detector_that_fails_on_a_plain_image_is_named(registry: Registry) -> None:
+    guard = assemble(spec(NOISE), registry, TinyClassifier())
+    guard.detectors["noise"] = _Formula(lambda x: x.square().sum((1, 2, 3)).log())
+    compiled = CompiledGuard(compile_embedded(guard, INPUT))
+    with pytest.raises(ParityError, match=r"detector 'noise': -inf on a black image.*clamp_min"):
+        check_parity(guard, compiled, INPUT)
 
 
 def test_around_a_remote_classifier_the_two_halves_are_the_whole(registry: Registry) -> None:

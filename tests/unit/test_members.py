@@ -187,7 +187,7 @@ def test_a_wrong_review_folder_is_one_error(tmp_path: Path) -> None:
         read_reviewed(spec, tmp_path, labels)
     for words in (
         "line 1: label 'elephant' is none", "line 2: expected an object",
-        "../0.png is not an image", "9.png is not an image",
+        "../0.png is not a file", "9.png is not a file",
     ):  # fmt: skip
         assert words in str(caught.value)
     spec = reviewed(tmp_path / "r", [{"image": "0.png", "label": None}])

@@ -51,6 +51,7 @@ class Planted:
     shape: tuple[int, int, int] = (1, 8, 8)
     classes: int = 10
     labels: tuple[str, ...] = tuple("0123456789")
+    note: str | None = None
 
     def victim(self, rate: float) -> Victim:
         return BareVictim(self.network)
@@ -89,3 +90,40 @@ def test_a_random_defence(digits: Digits, tmp_path: Path) -> None:
     assert done["effort"]["draws"] == 8
     assert any(one.startswith("random:") for one in done["warnings"])
     assert done["worst_case"]["robust_accuracy"] < 0.1
+
+
+class TwoClasses(nn.Module):
+    """Whether a digit is over 4, from a network of ten."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return torch.stack([logits[:, :5].logsumexp(1), logits[:, 5:].logsumexp(1)], dim=1)
+
+
+def test_two_classes_are_attacked_with_a_loss_that_moves(digits: Digits, tmp_path: Path) -> None:
+    network, x, y = digits
+    request = Request("static", "linf", 0.15, steps=20, queries=100)
+    two = (y[:48] > 4).long().numpy()
+    target = Planted(TwoClasses(network), classes=2, labels=("low", "high"))
+    result = evaluate(target, x[:48].numpy(), two, request, tmp_path).result
+    assert result["warnings"] == []
+    by_name = {one["name"]: one for one in result["attacks"]}
+    for name in ("APGD-DLR", "APGD-T"):
+        assert by_name[name]["loss"] == "margin"
+        assert by_name[name]["raised_rate"] == 1.0
+        assert by_name[name]["fooled_bare_rate"] >= by_name["APGD-CE"]["fooled_bare_rate"] - 0.05
+
+
+def test_labels_of_another_data_set_are_the_first_warning(digits: Digits, tmp_path: Path) -> None:
+    network, x, y = digits
+    request = Request("static", "linf", 0.15, steps=5, queries=20)
+    wrong = ((y[:48] + 3) % 10).numpy()
+    result = evaluate(Planted(network), x[:48].numpy(), wrong, request, tmp_path).result
+    assert "labels or preprocessing do not belong to this classifier" in result["warnings"][0]
+    # What was wrong when clean was not fooled by anyone.
+    assert all(one["fooled_bare_rate"] <= 1 for one in result["attacks"])
+    assert result["clean"]["by_class"][0]["rows"] == int((wrong == 0).sum())

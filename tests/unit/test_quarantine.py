@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -365,13 +366,15 @@ def test_from_quarantine_to_a_recipe(tiny_path: Path, signer: Signer, tmp_path: 
     assert shown["request_id"] == "r0"
     with Image.open(tmp_path / "one.png") as image:
         assert image.size == (32, 32)
-    command("label", database, "1", "cat", "--reviewer", "me")
-    command("label", database, "2", "")
-    command("label", database, "3", "dog")
-    assert "cat" in command("list", database, "--reviewed")
+    command("label", database, "1", "class 1", "--reviewer", "me", *bundle)
+    command("label", database, "2", "", *bundle)
+    command("label", database, "3", "class 3", *bundle)
+    wrong = CliRunner().invoke(quarantine_app, ["label", database, "3", "clas 3", *bundle])
+    assert "'clas 3' is none of the 10 classes; did you mean 'class 3'" in str(wrong.exception)
+    assert "class 1" in command("list", database, "--reviewed")
     assert "2 images" in command("export", database, "--out", str(tmp_path / "out"), *bundle)
     spec = SourceSpec(source="digits", channels=3, height=32, width=32, reviewed="out")
-    found = read_reviewed(spec, tmp_path, ("cat", "dog"))
+    found = read_reviewed(spec, tmp_path, ("class 1", "class 3"))
     assert found is not None
     assert found.y.tolist() == [0, 1]
     assert np.array_equal(found.x[0].transpose(1, 2, 0), to_pixels(entry(0).wire, SPEC))
@@ -380,3 +383,57 @@ def test_from_quarantine_to_a_recipe(tiny_path: Path, signer: Signer, tmp_path: 
     )
     assert "is not empty" in str(done.exception)
     assert "3 rows removed" in command("forget", database, "c1")
+
+
+@pytest.mark.parametrize(
+    "name", ["q?x=1", "q#a", "q%20b", "q::c", "q;d", "q@e f", "caf\u00e9", "q&r"]
+)
+def test_every_path_is_a_path(name: str, tmp_path: Path) -> None:
+    """In a URL some of these begin something else; rows were kept elsewhere."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for images in (None, str(folder / f"{name}.images")):
+        store = open_store(str(folder / f"{name}.db"), images)
+        store.add([entry(key=f"k{images is None}")])
+        assert store.image(store.find()[0]).shape
+        store.close()
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+    found = {path.name for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm"))}
+    assert found == {f"{name}.db", f"{name}.db.images", f"{name}.images"}
+    again = open_store(str(folder / f"{name}.db"), None, access="read")
+    assert len(again.find()) == 2
+    again.close()
+
+
+def test_reading_makes_nothing_and_writes_nothing(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.db"
+    for access in ("read", "write"):
+        with pytest.raises(ConfigError, match=r"missing\.db does not exist"):
+            open_store(str(missing), None, access=access)  # type: ignore[arg-type]
+    assert not missing.exists()
+    empty = tmp_path / "empty.db"
+    sqlite3.connect(empty).close()
+    empty.touch()
+    with pytest.raises(ConfigError, match="holds no quarantine"):
+        open_store(str(empty), None, access="read")
+    store = open_store(str(tmp_path / "q.db"), None)
+    store.add([entry()])
+    store.close()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.db")}
+    reader = open_store(str(tmp_path / "q.db"), None, access="read")
+    assert len(reader.find()) == 1
+    with pytest.raises(Exception, match="readonly"):
+        reader.label(1, "a", "me")
+    reader.close()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.db")} == before
+
+
+def test_errors_of_the_database_hold_no_data_of_clients(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "q.db"), None)
+    store.add([entry()])
+    with sqlite3.connect(tmp_path / "q.db") as connection:
+        connection.execute("DROP TABLE firewall_quarantine")
+    with pytest.raises(Exception, match="no such table") as caught:
+        store.find(client="a-client-of-ours")
+    assert "a-client-of-ours" not in str(caught.value)
+    store.close()

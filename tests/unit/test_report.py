@@ -24,6 +24,7 @@ def evaluated(text: str) -> Evaluated:
     share = {"value": 0.5, "interval": [0.25, 0.75]}
     attack = {
         "name": text, "knowledge": "oblivious", "bounded": True, "fooled_bare_rate": 1.0,
+        "loss": None,
         "success_rate": 0.1, "success_interval": [0, 0.3], "detected_rate": 0.9, "auroc": 0.99,
         "robust_accuracy": 0.875, "queries": None, "median_linf": 0.1, "median_l2": 1.0,
         "seconds": 1.0,
@@ -39,7 +40,8 @@ def evaluated(text: str) -> Evaluated:
         "threat_model": {"norm": "linf", "radius": 0.1, "suite": text},
         "effort": {"steps": 5, "queries": 20, "draws": 16},
         "seed": 0,
-        "clean": dict.fromkeys(("accuracy", "accepted_and_correct", "false_positive_rate"), share),
+        "clean": dict.fromkeys(("accuracy", "accepted_and_correct", "false_positive_rate"), share)
+        | {"baseline": 0.5, "by_class": [{"class": 1, "rows": 3, "accuracy": 0.5}]},
         "worst_case": {
             "robust_accuracy": 0.4321, "interval": [0.3, 0.5], "per_example": [True, False, False],
         },

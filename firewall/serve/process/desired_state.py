@@ -65,7 +65,10 @@ class DesiredState:
 
     def to_json(self) -> str:
         """As it lies in the file."""
-        return json.dumps(asdict(self) | {"models": {k: asdict(v) for k, v in self.models.items()}})
+        return json.dumps(
+            asdict(self) | {"models": {k: asdict(v) for k, v in self.models.items()}},
+            allow_nan=False,
+        )
 
     @classmethod
     def from_json(cls, text: str) -> DesiredState:
@@ -129,18 +132,20 @@ class RunFolder:
     def read_desired(self) -> DesiredState:
         """Read the desired state; the first one when nothing has been written."""
         try:
-            return DesiredState.from_json((self.path / "desired.json").read_text())
+            return DesiredState.from_json((self.path / "desired.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return DesiredState()
 
     def write_report(self, number: int, report: WorkerReport) -> None:
         """Replace a worker's report."""
-        _replace(self.path / f"worker-{number}.json", json.dumps(asdict(report)))
+        _replace(self.path / f"worker-{number}.json", json.dumps(asdict(report), allow_nan=False))
 
     def read_report(self, number: int) -> WorkerReport | None:
         """Read a worker's report; None when there is none."""
         try:
-            return WorkerReport(**json.loads((self.path / f"worker-{number}.json").read_text()))
+            return WorkerReport(
+                **json.loads((self.path / f"worker-{number}.json").read_text(encoding="utf-8"))
+            )
         except FileNotFoundError:
             return None
 
@@ -151,5 +156,5 @@ class RunFolder:
 
 def _replace(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import sys
@@ -10,18 +9,20 @@ import threading
 import time
 from pathlib import Path
 
+from firewall.cores import usable_cores
 from firewall.errors import ConfigError
 from firewall.serve import components
 from firewall.serve.admin.quarantine import QuarantineReview
 from firewall.serve.admin.workers import WorkerAdmin
-from firewall.serve.application import admin_server, listen_to_signals, log, warn
+from firewall.serve.application import admin_server, log, warn
 from firewall.serve.audit import Audit
 from firewall.serve.metrics import Metrics
 from firewall.serve.operations_http import operations_application
 from firewall.serve.process.desired_state import RunFolder
+from firewall.serve.process.signals import listen
 from firewall.serve.process.supervisor import Supervisor, WorkerFailed
 from firewall.serve.process.worker_metrics import SupervisorMetrics
-from firewall.serve.rest_server import RestServer, bind_socket
+from firewall.serve.rest_server import RestServer, bind_socket, tcp_socket
 from firewall.serve.settings import Settings
 
 
@@ -38,9 +39,11 @@ def supervise(
 
     Raises:
         ConfigError: a port cannot be bound.
-        SystemExit: a worker could not start; with its status.
+        SystemExit: a worker could not start; with its status. Or the server was told to stop while
+            it started; with status 0.
 
     """
+    signals = listen()
     warn(settings)
     if settings.state is None and components.read_policy(settings).monitors:
         log.warning("--workers without --state: each worker remembers only its own requests")
@@ -50,7 +53,7 @@ def supervise(
         hold_port(settings.host, settings.rest_port, "--rest-port"),
     ]
     grpc_port, rest_port = (one.getsockname()[1] for one in held)
-    threads = settings.inference_threads or max(1, (os.cpu_count() or 1) // settings.workers)
+    threads = settings.inference_threads or max(1, usable_cores() // settings.workers)
 
     def command(number: int) -> list[str]:
         # The last of several equal flags counts.
@@ -83,7 +86,6 @@ def supervise(
         flag="--operations-port",
         credentials=None,
     )
-    signals = listen_to_signals()
     opened = components.bundle_opener(settings)
     specs = {}
     for path in bundles:
@@ -104,6 +106,7 @@ def supervise(
     if admin is not None:
         admin.start()
     started.set()
+    signals.started()
     # The page has the least readiness of all processes, and this one's stands in nobody's way.
     shared_metrics.ready(True)
     metrics.changed(len(supervisor.workers()), supervisor.restarts, "", 0)
@@ -115,11 +118,13 @@ def supervise(
         operations_port=operations.port,
         admin=None if admin is None else admin.address,
         workers=settings.workers,
+        cores=usable_cores(),
+        inference_threads=threads,
     )
     while True:
-        while not signals:
+        while not signals.pending:
             time.sleep(0.1)
-        if signals.pop(0) != signal.SIGHUP:
+        if signals.pending.pop(0) != signal.SIGHUP:
             break
         admin_service.refresh("SIGHUP")
     audit.event("draining", grace=settings.grace)
@@ -147,11 +152,11 @@ def hold_port(host: str, port: int, flag: str) -> socket.socket:
     alone = bind_socket(host, port, flag)
     port = alone.getsockname()[1]
     alone.close()
-    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    held, address = tcp_socket(host)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        held.bind((host.strip("[]"), port))
+        held.bind((address, port))
     except OSError as error:
         held.close()
         raise ConfigError(f"{flag}: {host}:{port} cannot be bound; is it in use?") from error

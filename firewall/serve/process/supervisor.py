@@ -68,6 +68,8 @@ class Supervisor:
         self._on_event = on_event
         self._lock = threading.Lock()
         self._ready: dict[int, _Process] = {}
+        #: The latest process of each number, whether it is ready or not.
+        self._launched: dict[int, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         #: Workers that were started in the place of others.
@@ -104,24 +106,23 @@ class Supervisor:
     def stop(self, grace: float) -> None:
         """Let every worker drain, and kill those that take longer than the grace and some more."""
         self._stopping.set()
-        with self._lock:
-            processes = dict(self._ready)
+        processes = dict(self._launched)
         for process in processes.values():
-            process.popen.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
         end = time.monotonic() + grace + 10.0
         for number, process in processes.items():
             try:
-                process.popen.wait(max(0.1, end - time.monotonic()))
+                process.wait(max(0.1, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 log.error("worker %d did not stop in time and is killed", number)
-                process.popen.kill()
-                process.popen.wait()
+                process.kill()
+                process.wait()
         for thread in self._threads:
             thread.join(timeout=5)
 
     def _launch(self, number: int) -> _Process:
         # A group of its own: Ctrl-C goes to the supervisor, which passes it on.
-        popen = subprocess.Popen(self._command(number), process_group=0)
+        popen = self._launched[number] = subprocess.Popen(self._command(number), process_group=0)
         return _Process(popen, time.monotonic())
 
     def _await(self, number: int, process: _Process) -> None:
