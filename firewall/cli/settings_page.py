@@ -46,6 +46,7 @@ from firewall.serve.http_protocol import (
     MAX_PIPELINED,
     READ_TIMEOUT,
 )
+from firewall.serve.json_memory import JSON_MEMORY
 from firewall.serve.message_limits import MAX_FIELDS
 from firewall.serve.model import MAX_CERTIFYING
 from firewall.serve.receive import ANSWER_TIMEOUT, MAX_ANSWERS
@@ -253,6 +254,8 @@ def _limits() -> str:
         "**Size of a request**",
         own("max_message_bytes", "message or body, before and after decompression",
             _size(default["max_message_bytes"]), "`RESOURCE_EXHAUSTED`, 413"),
+        _Limit("memory of all JSON bodies that are parsed", _size(JSON_MEMORY), "",
+               f"413 where one alone takes more, else {later}"),
         own("max_rows", "rows of a request", f"{default['max_rows']}", refused),
         _Limit("fields of a protobuf message, all levels together", f"{MAX_FIELDS}", "", refused),
         _Limit("field of a form that is no file", _size(MAX_FORM_FIELD), "", "400"),
@@ -271,8 +274,8 @@ def _limits() -> str:
         own("max_requests", "requests in progress, over all protocols",
             f"{default['max_requests']}", later),
         _Limit("those of one client, while others ask", "as many as are free", "", later),
-        _Limit("those of one client whose message has not arrived", "as many as are free", "",
-               later),
+        _Limit("those of one client whose message has not arrived", "half as many as are free "
+               "while others ask, three quarters of all otherwise", "", later),
         own("max_wait", "expected wait of a request", f"{default['max_wait']:g} s", later),
         own("client_rate", "rows a second of one client", "no limit", later),
         own("client_burst", "rows of one client at once", "twice the rate", later),

@@ -61,7 +61,14 @@ def document() -> dict[str, Any]:
         "/v2/health/ready": {
             "get": _get("Whether every model is ready", _object(ready={"type": "boolean"}), "503")
         },
-        "/v2/repository/index": {"post": _get("List the models", index, *_CLIENT)},
+        "/v2/repository/index": {
+            "post": _get("List the models", index, *_CLIENT, "400", "413", "415", "429", "503")
+            | {
+                "requestBody": {
+                    "content": {"application/json": {"schema": _object(ready={"type": "boolean"})}}
+                }
+            }
+        },
         "/v2/models/stats": {"get": _get("Statistics of all models", statistics, *_CLIENT)},
         "/firewall/v1/models/{model}:predict": {
             "post": _native("Screen rows and answer labels", predict)

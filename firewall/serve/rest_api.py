@@ -30,6 +30,7 @@ from firewall.serve.auth import plain_address
 from firewall.serve.context import RequestContext
 from firewall.serve.data_plane import DataPlane, InferResult
 from firewall.serve.grpc_api import EXTENSIONS
+from firewall.serve.json_memory import JsonMemory
 from firewall.serve.pipeline import Incoming, RequestPipeline, check_headers
 from firewall.serve.rest_converters import Request, Response, json_response
 from firewall.serve.status import REQUEST_ID_KEY
@@ -75,6 +76,7 @@ class RestApi:
         """
         self._plane, self._pipeline, self._executor = plane, pipeline, executor
         self._max_body_bytes, self._body_timeout = max_body_bytes, body_timeout
+        self._json_memory = JsonMemory()
         self._callbacks = _Callbacks()
 
     def application(self) -> Starlette:
@@ -83,7 +85,8 @@ class RestApi:
             self._at_once("/v2", self._server_metadata),
             self._at_once("/v2/health/live", self._live, anyone=True),
             self._at_once("/v2/health/ready", self._ready, anyone=True),
-            self._at_once("/v2/repository/index", self._index, methods=("POST", "GET")),
+            self._computing("/v2/repository/index", INFERENCE, self._index),
+            self._at_once("/v2/repository/index", self._whole_index),
             self._at_once("/v2/models/stats", self._statistics),
             self._at_once(openapi.PATH, self._openapi, anyone=True),
             self._at_once("/docs", self._docs, anyone=True),
@@ -169,7 +172,9 @@ class RestApi:
                 request.admit()
                 body = await self._body(http)
                 request.received()
-                asked = Request(body, _headers(http), http.path_params, self._max_body_bytes)
+                asked = Request(
+                    body, _headers(http), http.path_params, self._max_body_bytes, self._json_memory
+                )
                 answer = None
                 if small is not None and len(body) <= _SMALL_BODY and asked.is_plain:
                     answer = small(asked, request.context)
@@ -293,9 +298,15 @@ class RestApi:
             described = self._plane.describe_all()
         return json_response(convert.message_json(converters.model_statistics(described)))
 
-    def _index(self, http: HttpRequest) -> Response:
+    def _whole_index(self, http: HttpRequest) -> Response:
         message = converters.repository_index(self._plane.describe_all())
         return json_response(convert.message_json(message)["models"])
+
+    def _index(self, request: Request, context: RequestContext) -> Response:
+        listed = self._plane.describe_all()
+        if convert.wants_ready(request):
+            listed = [one for one in listed if one.ready]
+        return json_response(convert.message_json(converters.repository_index(listed))["models"])
 
     def _openapi(self, http: HttpRequest) -> Response:
         return json_response(openapi.document())

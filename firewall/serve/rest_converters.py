@@ -37,6 +37,7 @@ from firewall.serve.data_plane import (
     check_classification,
     check_shared_memory,
 )
+from firewall.serve.json_memory import JsonMemory
 from firewall.serve.rest_models import (
     InferenceRequest,
     NativeBody,
@@ -79,6 +80,7 @@ class Request:
         headers: by lower-case name.
         path: parameters of the route.
         max_bytes: of a body after decompression.
+        json_memory: shared by bodies that are parsed.
 
     """
 
@@ -86,6 +88,7 @@ class Request:
     headers: Mapping[str, str]
     path: Mapping[str, str]
     max_bytes: int
+    json_memory: JsonMemory
 
     @property
     def media_type(self) -> str:
@@ -183,12 +186,20 @@ def infer_request(request: Request, limits: Limits) -> AskedInference:
 
     Raises:
         InvalidInput: naming the field.
+        TooLarge, Overloaded: as `JsonMemory.held`.
 
     """
     content = request.content()
     header = request.headers.get(BINARY_HEADER)
     size = len(content) if header is None else _header_length(header, len(content))
-    parsed = _validated(_parse_json(content[:size]), InferenceRequest)
+    head = content[:size]
+    with request.json_memory.held(head):
+        return _infer_request(request, content, head, limits)
+
+
+def _infer_request(request: Request, content: bytes, head: bytes, limits: Limits) -> AskedInference:
+    size = len(head)
+    parsed = _validated(_parse_json(head), InferenceRequest)
     if len(parsed.inputs) != 1:
         raise InvalidInput("inputs", f"{len(parsed.inputs)} tensors; expected one")
     [tensor] = parsed.inputs
@@ -209,6 +220,24 @@ def infer_request(request: Request, limits: Limits) -> AskedInference:
         ],
         default,
     )
+
+
+def wants_ready(request: Request) -> bool:
+    """Whether an index of models leaves out those that are not ready; an empty body does not.
+
+    Raises:
+        InvalidInput: the body is not an object with a Boolean.
+
+    """
+    content = request.content()
+    if not content.strip():
+        return False
+    with request.json_memory.held(content):
+        body = _parse_json(content)
+    ready = body.get("ready", False) if isinstance(body, dict) else None
+    if not isinstance(ready, bool):
+        raise InvalidInput("ready", "expected true or false, in a JSON object")
+    return ready
 
 
 def _flag(field: str, parameters: Parameters | None, key: str, default: bool) -> bool:
@@ -382,7 +411,13 @@ def native_request(request: Request, limits: Limits) -> AskedNative:
             "content-type",
             f"{media_type[:64]!r}; expected application/json, multipart/form-data or an image",
         )
-    body = _validated(_parse_json(request.content()), NativeBody)
+    content = request.content()
+    with request.json_memory.held(content):
+        return _from_json(request, content, limits)
+
+
+def _from_json(request: Request, content: bytes, limits: Limits) -> AskedNative:
+    body = _validated(_parse_json(content), NativeBody)
     if (body.tensor is None) == (body.images is None):
         raise InvalidInput("body", "expected one of tensor and images")
     batch: Batch

@@ -109,6 +109,9 @@ def test_statistics_count_requests_and_rows(http: httpx.Client) -> None:
 def test_repository_index(http: httpx.Client) -> None:
     for answer in (http.post("/v2/repository/index"), http.get("/v2/repository/index")):
         assert answer.json() == [{"name": "tiny", "version": "1", "state": "READY", "reason": ""}]
+    assert len(http.post("/v2/repository/index", json={"ready": True}).json()) == 1
+    for wrong in ({"ready": 1}, [], "x"):
+        assert http.post("/v2/repository/index", json=wrong).status_code == 400
 
 
 def test_api_page_lists_every_path(http: httpx.Client) -> None:

@@ -209,6 +209,7 @@ def test_not_ready_until_the_self_test_has_passed(tiny: Bundle) -> None:
             assert "has not passed its self-test" in answer.json()["error"]
             [entry] = http.post("/v2/repository/index").json()
             assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "not ready")
+            assert http.post("/v2/repository/index", json={"ready": True}).json() == []
             model.test.set()
             thread.join(20)
             assert http.get("/v2/health/ready").status_code == 200

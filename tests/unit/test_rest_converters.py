@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import math
+import threading
 import tracemalloc
 from typing import Any
 
@@ -20,6 +21,7 @@ from firewall.bundle.spec import InputSpec
 from firewall.errors import InvalidInput, TooLarge, UnsupportedMedia
 from firewall.serve import converters, rest_converters
 from firewall.serve.data_plane import InferOutput, InferResult
+from firewall.serve.json_memory import JsonMemory
 from firewall.serve.rest_converters import AskedInference, Request
 from firewall.serve.status import SUSPECTED, Failure
 from firewall.serve.tensors import EncodedImages, Limits, RawTensor, to_rows
@@ -41,7 +43,7 @@ def request(
 ) -> Request:
     """A request as the server makes it."""
     named = {key.lower(): value for key, value in (headers or {}).items()}
-    return Request(body, named, {"model": "tiny"}, max_bytes)
+    return Request(body, named, {"model": "tiny"}, max_bytes, JsonMemory())
 
 
 def read_json(body: Any) -> AskedInference:
@@ -330,3 +332,33 @@ def test_failures_carry_what_helps_a_client() -> None:
         Failure(StatusCode.UNAUTHENTICATED, 401, "who", "id")
     )
     assert unknown.headers == {"WWW-Authenticate": "Bearer"}
+
+
+def test_json_that_would_take_more_memory_than_there_is_is_refused_unparsed() -> None:
+    memory = JsonMemory(total=10 << 20)
+    numbers = b"[" + b"0," * 200_000 + b"0]"
+    words = r"200000 values of JSON would take 19 MiB.*binary data"
+    with pytest.raises(TooLarge, match=words), memory.held(numbers):
+        pytest.fail("it is held")
+    # Text of the same length takes little.
+    with memory.held(b'"' + b"x" * len(numbers) + b'"'):
+        pass
+
+
+def test_json_bodies_share_their_memory() -> None:
+    memory = JsonMemory(total=1 << 20)
+    body = b"[" + b"0," * 8_000 + b"0]" + b" " * 60_000
+    began, done = threading.Event(), threading.Event()
+
+    def second() -> None:
+        began.set()
+        with memory.held(body):
+            done.set()
+
+    with memory.held(body):
+        other = threading.Thread(target=second)
+        other.start()
+        assert began.wait(10)
+        assert not done.wait(0.2)
+    other.join(10)
+    assert done.is_set()
