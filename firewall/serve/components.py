@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 from firewall.bundle.manifest import Manifest
 from firewall.bundle.signing import trusted_keys
 from firewall.bundle.store import Bundle, open_bundle
-from firewall.errors import ConfigError
+from firewall.errors import ConfigError, StateUnavailable
 from firewall.private_files import open_private
 from firewall.quarantine.entry import pseudonym
 from firewall.quarantine.key import pseudonym_key
@@ -33,6 +34,8 @@ from firewall.upstream.client import Upstream
 from firewall.upstream.settings import UpstreamSettings, is_secure
 from firewall.upstream.token import read_token
 from firewall.user_folders import config_dir
+
+log = logging.getLogger(__name__)
 
 
 def read_policy(settings: Settings) -> Policy:
@@ -103,6 +106,10 @@ def memory(settings: Settings) -> Memory:
     else:
         url = resolve_url(settings.state, flag="--state", variable="FIREWALL_STATE_URL")
         store = RedisStore(url)
+        try:
+            store.check()
+        except StateUnavailable as error:
+            log.warning("%s; until it can, the policy's on_fault decides about every row", error)
     return Memory(
         MonitorRegistry.discover(), store, secret, lambda client: pseudonym(client, secret)
     )

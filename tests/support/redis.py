@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from firewall.errors import StateUnavailable
-from firewall.monitors.redis import RedisStore
 from tests.support.peers import free_ports
 
 
 class Redis:
     """Keeps nothing on disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         program = shutil.which("redis-server") or shutil.which("valkey-server")
         if program is None:
             pytest.skip("neither redis-server nor valkey-server is installed")
@@ -25,20 +25,16 @@ class Redis:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [
             program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-            "--appendonly", "no", "--dir", str(folder),
+            "--appendonly", "no", "--dir", str(folder), *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        store = RedisStore(self.url, prefix="ready:")
         for _ in range(200):
-            try:
-                store.exchange([1], 1, seconds=1, most=1)
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 break
-            except StateUnavailable:
-                time.sleep(0.05)
-        store.close()
+            time.sleep(0.05)
 
     def stop(self) -> None:
         if self._process is not None:

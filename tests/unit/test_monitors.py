@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     if request.param == "memory":
         made = MemoryStore()
     else:
-        made = RedisStore(request.getfixturevalue("redis_url"), prefix=f"{time.time_ns()}:")
+        made = RedisStore(request.getfixturevalue("redis_url"), prefix=f"{time.time_ns()}")
     yield made
     made.close()
 
@@ -73,8 +73,75 @@ def test_lists_are_shared_by_key_the_latest_first_and_bounded(store: Store) -> N
     assert exchange(2, 1, 0, value=13) == [(12, 11, 2**64 - 1), (10,), ()]
 
 
+@pytest.fixture
+def another_redis(tmp_path: Path) -> Iterator[Callable[..., Redis]]:
+    started: list[Redis] = []
+
+    def start(*options: str) -> Redis:
+        server = Redis(tmp_path, *options)
+        started.append(server)
+        server.start()
+        return server
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+def test_a_replica_is_refused_at_the_start(
+    redis_url: str, another_redis: Callable[..., Redis]
+) -> None:
+    port = redis_url.rpartition(":")[2].partition("/")[0]
+    store = RedisStore(another_redis("--replicaof", "127.0.0.1", port).url)
+    with pytest.raises(ConfigError, match="is a replica, which cannot be written"):
+        store.check()
+    store.close()
+
+
+def test_a_missing_or_wrong_password_is_said_without_it(
+    another_redis: Callable[..., Redis],
+) -> None:
+    server = another_redis("--requirepass", "hunter2")
+    for user in ("", ":wrong-secret@"):
+        store = RedisStore(server.url.replace("//", f"//{user}"))
+        with pytest.raises(ConfigError, match="refuses the password, or wants one") as caught:
+            store.check()
+        assert "secret" not in str(caught.value)
+        store.close()
+    store = RedisStore(server.url.replace("//", "//:hunter2@"))
+    store.check()
+    store.close()
+
+
+def test_a_cluster_is_found_out_and_used(another_redis: Callable[..., Redis]) -> None:
+    """Two nodes with half of the slots each: whichever the URL names, keys lie on one of them."""
+    import redis
+
+    nodes = [another_redis("--cluster-enabled", "yes", "--cluster-config-file", f"n{n}.conf")
+             for n in range(2)]  # fmt: skip
+    clients = [redis.Redis(port=node.port) for node in nodes]
+    clients[0].execute_command("CLUSTER ADDSLOTSRANGE 0 8191")
+    clients[1].execute_command("CLUSTER ADDSLOTSRANGE 8192 16383")
+    clients[0].execute_command("CLUSTER MEET 127.0.0.1", nodes[1].port)
+    for _ in range(200):
+        told = [client.execute_command("CLUSTER INFO") for client in clients]
+        if all(one["cluster_state"] == "ok" and one["cluster_known_nodes"] == "2" for one in told):
+            break
+        time.sleep(0.05)
+    values = []
+    for number, node in enumerate(nodes):
+        store = RedisStore(node.url, timeout=2.0)
+        store.check()
+        values.append(store.exchange([1, 2, 3], 10 + number, seconds=60, most=3))
+        store.close()
+    # What one replica of ours has told, another one knows, by way of the other node.
+    assert values == [[(), (), ()], [(10,), (10,), (10,)]]
+    for client in clients:
+        client.close()
+
+
 def test_redis_forgets_in_time(redis_url: str) -> None:
-    store = RedisStore(redis_url, prefix="short:")
+    store = RedisStore(redis_url, prefix="short")
     store.exchange([1], 10, seconds=0.2, most=3)
     assert store.exchange([1], 11, seconds=0.2, most=3) == [(10,)]
     time.sleep(0.4)
@@ -86,6 +153,8 @@ def test_a_store_that_is_down_says_so() -> None:
     store = RedisStore(f"redis://127.0.0.1:{free_ports(1)[0]}/0")
     with pytest.raises(StateUnavailable, match="Redis cannot be asked"):
         store.exchange([1], 1, seconds=1, most=1)
+    with pytest.raises(StateUnavailable, match="Redis cannot be asked"):
+        store.check()
     with pytest.raises(ConfigError, match="expected redis://"):
         RedisStore("http://localhost")
 
