@@ -117,12 +117,19 @@ def test_a_cluster_is_found_out_and_used(another_redis: Callable[..., Redis]) ->
     """Two nodes with half of the slots each: whichever the URL names, keys lie on one of them."""
     import redis
 
-    nodes = [another_redis("--cluster-enabled", "yes", "--cluster-config-file", f"n{n}.conf")
-             for n in range(2)]  # fmt: skip
+    # Ten thousand above its port by default, which may be more than there are.
+    buses = free_ports(2)
+    nodes = [
+        another_redis(
+            "--cluster-enabled", "yes", "--cluster-config-file", f"{bus}.conf",
+            "--cluster-port", str(bus),
+        )
+        for bus in buses
+    ]  # fmt: skip
     clients = [redis.Redis(port=node.port) for node in nodes]
     clients[0].execute_command("CLUSTER ADDSLOTSRANGE 0 8191")
     clients[1].execute_command("CLUSTER ADDSLOTSRANGE 8192 16383")
-    clients[0].execute_command("CLUSTER MEET 127.0.0.1", nodes[1].port)
+    clients[0].execute_command("CLUSTER MEET 127.0.0.1", nodes[1].port, buses[1])
     for _ in range(200):
         told = [client.execute_command("CLUSTER INFO") for client in clients]
         if all(one["cluster_state"] == "ok" and one["cluster_known_nodes"] == "2" for one in told):
