@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,40 @@ def check_denoised(
         found = compiled.smoothed(wire.numpy())
         if not (found == logits.argmax(dim=1).numpy())[clear].all():
             raise ParityError(f"smoothing at batch {rows}: another class than torch's")
+
+
+def check_row_independence(
+    guard: Guard,
+    run: Callable[[npt.NDArray[np.intp]], tuple[npt.NDArray[Any], npt.NDArray[Any]]],
+    count: int,
+) -> None:
+    """Check that what is served of a row does not depend on the rows beside it.
+
+    Requests of several clients share a batch. A stage that looks across it, such as a normalisation
+    by the batch's own mean, would let one client move the verdict on another one's image.
+
+    Args:
+        guard: whose detectors are named in errors.
+        run: log-probabilities and statistics of some rows, by their numbers, as served.
+        count: of rows.
+
+    Raises:
+        ParityError: a result is another one alone than among others.
+
+    """
+    together = run(np.arange(count))
+    detectors = [f"detector {name!r}" for name in (*guard.tier("cheap"), *guard.tier("expensive"))]
+    for row in range(count):
+        alone = run(np.array([row]))
+        for one, all_rows, kind in zip(alone, together, ("output", "statistic"), strict=True):
+            differ = ~np.isclose(one[0], all_rows[row], rtol=RELATIVE, atol=ABSOLUTE)
+            for (column,) in np.argwhere(differ):
+                what = "the ensemble" if kind == "output" else detectors[column]
+                raise ParityError(
+                    f"{what}: {one[0, column]:.6g} for an image alone and "
+                    f"{all_rows[row, column]:.6g} for it among {count - 1} others; expected what "
+                    "depends on its own row only"
+                )
 
 
 def _check_leads(classifier: Bounded, compiled: CompiledGuard, spec: InputSpec, rows: int) -> float:

@@ -25,7 +25,7 @@ from firewall.evaluation.measure import false_positives
 from firewall.guard.assemble import assemble
 from firewall.guard.classifier import Classifier
 from firewall.guard.compile import compile_denoised, compile_embedded
-from firewall.guard.parity import check_denoised, check_parity
+from firewall.guard.parity import check_denoised, check_parity, check_row_independence
 from firewall.screening.calibration import Calibration, Combination
 from firewall.screening.compiled import CompiledGuard, GuardGraphs
 from firewall.screening.live import LiveGuard
@@ -38,6 +38,8 @@ from firewall.train.card import render
 from firewall.train.fit_stages import LESSON_RADIUS, Material, fit_denoiser, fit_stages
 from firewall.train.smoothing_table import SmoothingSpec, tabulate
 
+#: Real images on which a finished guard is held to what stages promise.
+_LAW_ROWS = 6
 #: Told what begins.
 Progress = Callable[[str], None]
 Pixels = npt.NDArray[np.uint8]
@@ -151,6 +153,9 @@ def build(
     compiled = CompiledGuard(graphs)
     progress("comparing ONNX with torch")
     check_parity(guard, compiled, input_spec)
+    # Of the images themselves: on noise, stages are often where they change nothing.
+    few = to_wire(data.held_out[:_LAW_ROWS], input_spec)
+    check_row_independence(guard, lambda rows: compiled.both(few[rows]), len(few))
     if before_votes is not None:
         check_denoised(classifier, before_votes, compiled, input_spec)
     progress(f"calibrating on {len(data.part_a)} + {len(data.part_b)} images")

@@ -24,7 +24,7 @@ from firewall.evaluation.measure import false_positives
 from firewall.guard.assemble import assemble
 from firewall.guard.compile import Post, compile_remote, input_only
 from firewall.guard.graph import Guard
-from firewall.guard.parity import compare, parity_batches
+from firewall.guard.parity import BATCHES, check_row_independence, compare, parity_batches
 from firewall.guard.wire_input import WireInput
 from firewall.screening.calibration import Calibration, Combination, least_sample
 from firewall.screening.remote import (
@@ -309,3 +309,12 @@ def _check_parity(
         order = (*guard.tier("cheap"), *guard.tier("expensive"))
         statistics = torch.stack([(before | after)[name] for name in order], dim=1)
         compare(guard, (expected[0], statistics), found, rows)
+        by_row = answers.reshape(halves.views + 1, len(wire), classes)
+        if len(wire) == BATCHES[-1]:
+            check_row_independence(
+                guard,
+                lambda chosen, by_row=by_row, wire=wire: remote.with_classifier(  # type: ignore[misc]
+                    Replay(by_row[:, chosen].reshape(-1, classes).numpy())
+                ).both(wire.numpy()[chosen], batch=len(chosen)),
+                len(wire),
+            )

@@ -24,7 +24,7 @@ from firewall.errors import (
 )
 from firewall.guard.assemble import assemble
 from firewall.guard.compile import compile_embedded, compile_remote, example
-from firewall.guard.parity import check_parity
+from firewall.guard.parity import check_parity, check_row_independence
 from firewall.guard.wire_input import WireInput
 from firewall.screening.compiled import CompiledGuard
 from firewall.screening.selftest import SelfTest
@@ -195,6 +195,20 @@ def test_small_constants_are_served_as_they_are(
     black = compiled.cheap(np.zeros((1, 3, 32, 32), np.float32)).statistics
     with torch.no_grad():
         assert black[0, 0] == pytest.approx(float(formula(torch.zeros(1, 3, 32, 32))), rel=1e-3)
+
+
+def test_a_detector_that_looks_at_its_neighbours_is_named(registry: Registry) -> None:
+    guard = assemble(spec(NOISE), registry, TinyClassifier())
+    guard.detectors["noise"] = _Formula(lambda x: x.mean((1, 2, 3)) - x.mean())
+    compiled = CompiledGuard(compile_embedded(guard, INPUT))
+    rows = wire_of(6, 3)
+    with pytest.raises(
+        ParityError, match=r"detector 'noise': 0 for an image alone and .* 5 others"
+    ):
+        check_row_independence(guard, lambda chosen: compiled.both(rows[chosen]), len(rows))
+    honest = assemble(GUARD, registry, TinyClassifier())
+    compiled = CompiledGuard(compile_embedded(honest, INPUT))
+    check_row_independence(honest, lambda chosen: compiled.both(rows[chosen]), len(rows))
 
 
 def test_a_detector_that_fails_on_a_plain_image_is_named(registry: Registry) -> None:
