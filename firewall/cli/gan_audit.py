@@ -57,6 +57,8 @@ def evaluate(
         print(json.dumps(found, allow_nan=False))
         return
     floor = found["floor"]
+    if found["extractor_accuracy"] is not None:
+        print(f"{'extractor, real images right':36} {found['extractor_accuracy']:.1%}")
     for title, value in (
         ("Fréchet distance", f"{found['frechet_distance']:.3g}"),
         ("  of real training images", f"{floor['frechet_distance']:.3g}"),

@@ -7,7 +7,9 @@ classifier of the very data, or an ONNX graph that its user brings; its hash is 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +108,11 @@ def fit_extractor(
     folder: Path,
     *,
     epochs: int = 6,
+    least_steps: int = 1500,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> bytes:
-    """Train a plain classifier, and answer its graph.
+    """Train a plain classifier until it stands, and answer its graph.
 
     Args:
         train: real images.
@@ -117,6 +120,7 @@ def fit_extractor(
         classes: how many.
         folder: for checkpoints.
         epochs: of training.
+        least_steps: of the optimiser; few images are gone through more often in an epoch.
         seed: of every draw.
         progress: told each epoch.
 
@@ -125,6 +129,8 @@ def fit_extractor(
     network = make_network(_SPEC, shape, classes, seed)
     # Kept by accuracy after a hair of an attack, which is accuracy.
     schedule = Schedule(phases=(Phase(Standard(0.05), epochs),), radius=1 / 255, shift=1)
+    steps = epochs * math.ceil(len(train) / schedule.batch)
+    schedule = replace(schedule, passes=max(1, math.ceil(least_steps / steps)))
     fit_network(network, train, selection, schedule, folder, seed=seed, progress=progress)
     x = torch.rand(2, *shape)
     return export(_Outputs(network).eval(), {"x": x}, ["features", "logits"])

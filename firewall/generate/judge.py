@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from firewall.errors import ConfigError
 from firewall.generate.coverage import Features, coverage
 from firewall.generate.extractor import Extractor
 from firewall.generate.privacy import by_distance, copies, membership
@@ -15,6 +17,8 @@ from firewall.generate.scores import frechet_distance, inception_score, kernel_d
 from firewall.train.fit_network import Images
 
 Labels = npt.NDArray[np.int64]
+#: Fewest images of each kind: of fewer, no distance between distributions means anything.
+_LEAST_ROWS = 20
 #: Fewest rows for which a class gets a score of its own; a covariance needs that many.
 _LEAST = 100
 #: Most rows that are compared; their distance matrix must fit into memory.
@@ -35,6 +39,10 @@ def judge(
         made: generated images, with the classes that were asked for.
         seed: of subsets and of the noise images.
 
+    Raises:
+        ConfigError: there are too few images, they are all alike, or the extractor does not know
+            real images.
+
     Returns:
         Scores at equal numbers of rows. `floor` holds the scores of real training images,
         `ceilings` those of noise and of per-class means; a good distance is near the floor. The
@@ -43,9 +51,15 @@ def judge(
         of `privacy` use all generated and all training images.
 
     """
+    for name, images in (("training", train), ("test", test), ("generated", made)):
+        if len(images) < _LEAST_ROWS:
+            raise ConfigError(
+                f"judging: {len(images)} {name} images; expected at least {_LEAST_ROWS}"
+            )
     rng = np.random.default_rng(seed)
     seen, _ = extractor(train.x.numpy())
-    unseen, _ = extractor(test.x.numpy())
+    unseen, unseen_logs = extractor(test.x.numpy())
+    accuracy = _standing(unseen_logs, test.y.numpy())
     features, logs = extractor(made.x.numpy())
     rows = min(len(seen), len(unseen), len(features), _COMPARED)
     real, held, ours = (rng.permutation(len(one))[:rows] for one in (seen, unseen, features))
@@ -56,6 +70,7 @@ def judge(
     half = rows // 2
     found: dict[str, Any] = {
         "extractor": extractor.sha256,
+        "extractor_accuracy": accuracy,
         "rows": rows,
         "frechet_distance": frechet_distance(unseen[held], features[ours]),
         "floor": {
@@ -75,7 +90,38 @@ def judge(
         score, deviation = inception_score(logs[ours], seed=seed)
         found["inception_score"] = {"value": score, "deviation": deviation}
         found["class_agreement"] = float((logs.argmax(axis=1) == made.y.numpy()).mean())
+    if not _finite(found):
+        raise ConfigError(
+            "judging: scores are not finite; are all images, or all their features, alike?"
+        )
     return found
+
+
+def _standing(logs: Features | None, y: Labels) -> float | None:
+    """Accuracy of the extractor on real test images; None where it has no logits.
+
+    Raises:
+        ConfigError: it is too low for its features to say anything about images.
+
+    """
+    if logs is None:
+        return None
+    accuracy = float((logs.argmax(axis=1) == y).mean())
+    # Halfway from naming the commonest class to being always right.
+    floor = 0.5 + 0.5 * float(np.bincount(y).max() / len(y))
+    if accuracy < floor:
+        raise ConfigError(
+            f"extractor: names {accuracy:.1%} of real test images rightly, under {floor:.1%}; its "
+            "features say nothing about images. Bring more training images, or an extractor of "
+            "your own"
+        )
+    return accuracy
+
+
+def _finite(found: Any) -> bool:
+    if isinstance(found, dict):
+        return all(map(_finite, found.values()))
+    return not isinstance(found, float) or math.isfinite(found)
 
 
 def _means(train: Images, classes: int) -> npt.NDArray[np.float32]:

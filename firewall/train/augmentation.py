@@ -25,6 +25,11 @@ from firewall.train.processes import Processes
 from firewall.train.sources import Labelled, images
 from firewall.train.steps import Steps, digest, write_json
 
+
+class NothingLeft(TrainingError):
+    """Of some class, no generated image is good enough to train on."""
+
+
 Progress = Callable[[str], None]
 _GRID = 10
 
@@ -120,7 +125,7 @@ def make_generated(
         folder: of the step.
 
     Raises:
-        TrainingError: the screen leaves nothing of a class.
+        NothingLeft: the screen leaves nothing of a class.
 
     """
     if spec.rows < classes:
@@ -150,7 +155,7 @@ def make_generated(
         }  # fmt: skip
         lacking = sorted(set(range(classes)) - set(made.y[rows].tolist()))
         if lacking:
-            raise TrainingError(
+            raise NothingLeft(
                 f"augment.screen: nothing is left of class {lacking[0]} (of {len(made)} generated "
                 f"images {seen.unsure} are unsure, {seen.copied} copies); train the generator for "
                 "longer, or ask for less confidence"

@@ -37,7 +37,7 @@ from firewall.evaluation.target import BundleTarget
 from firewall.guard.assemble import assemble
 from firewall.screening.calibration import Calibration, least_of_class, least_sample
 from firewall.stages.registry import Registry
-from firewall.train.augmentation import best_ratio, generated_images, load_generated
+from firewall.train.augmentation import NothingLeft, best_ratio, generated_images, load_generated
 from firewall.train.build import Data, Identity, build
 from firewall.train.card import render
 from firewall.train.fit_network import Generated, fit_network
@@ -141,11 +141,14 @@ def run(
                 if one.name in places
             ]
         if member is own and recipe.augment is not None:
-            generated = generated_images(
-                recipe.augment, parts, digest(data), recipe.seed, steps,
-                processes=processes, device=device, progress=progress,
-            )  # fmt: skip
-            mixes |= dict.fromkeys(recipe.augment.ratios, generated)
+            try:
+                generated = generated_images(
+                    recipe.augment, parts, digest(data), recipe.seed, steps,
+                    processes=processes, device=device, progress=progress,
+                )  # fmt: skip
+                mixes |= dict.fromkeys(recipe.augment.ratios, generated)
+            except NothingLeft as error:
+                progress(f"{error}. The network is trained on real images alone")
         tried: dict[float, Path] = {}
         for ratio, source in mixes.items():
             mixed = settings

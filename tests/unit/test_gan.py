@@ -840,3 +840,21 @@ def test_a_wrong_request_for_a_picture(arguments: list[str], words: str, stored:
     done = CliRunner().invoke(gan_app, [arguments[0], str(stored), *arguments[1:]])
     assert isinstance(done.exception, ConfigError)
     assert words in str(done.exception)
+
+
+def test_few_images_and_images_that_are_alike_are_refused_in_a_sentence(
+    extractor: Extractor,
+) -> None:
+    with pytest.raises(ConfigError, match="4 generated images; expected at least 20"):
+        judge(extractor, stripes(300, 5), stripes(300, 8), stripes(4, 9))
+    with pytest.raises(ConfigError, match="7 test images; expected at least 20"):
+        judge(extractor, stripes(300, 5), stripes(7, 8), stripes(300, 9))
+
+
+def test_an_extractor_that_does_not_know_the_images_judges_nothing(extractor: Extractor) -> None:
+    real = stripes(300, 8)
+    swapped = Images(real.x, 1 - real.y)
+    with pytest.raises(ConfigError, match="of real test images rightly, under"):
+        judge(extractor, stripes(300, 5), swapped, stripes(300, 9))
+    found = judge(extractor, stripes(300, 5), real, stripes(300, 9))
+    assert found["extractor_accuracy"] > 0.9
