@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_config_path
@@ -21,7 +22,7 @@ def config_dir() -> Path:
 
     """
     named = os.environ.get(CONFIG_DIR)
-    return Path(named) if named else _of_home(user_config_path("firewall"), CONFIG_DIR, "keys")
+    return Path(named) if named else _of_home(user_config_path, CONFIG_DIR, "keys")
 
 
 def cache_dir() -> Path:
@@ -34,12 +35,17 @@ def cache_dir() -> Path:
     named = os.environ.get(CACHE_DIR)
     if named:
         return Path(named)
-    return _of_home(user_cache_path("firewall"), CACHE_DIR, "the default bundle")
+    return _of_home(user_cache_path, CACHE_DIR, "the default bundle")
 
 
-def _of_home(path: Path, variable: str, what: str) -> Path:
-    # Without HOME and without an entry of the user, `~` stays what it is: a folder of that name
-    # would be made wherever the command runs.
+def _of_home(find: Callable[[str], Path], variable: str, what: str) -> Path:
+    """A folder of the user's home; neither HOME nor an entry of the user may say where that is."""
+    none = ConfigError(f"this user has no home folder; set {variable} to a folder for {what}")
+    try:
+        path = find("firewall")
+    except RuntimeError as error:
+        raise none from error
+    # Or `~` stays what it is, and a folder of that name would be made wherever the command runs.
     if not path.is_absolute():
-        raise ConfigError(f"this user has no home folder; set {variable} to a folder for {what}")
+        raise none
     return path
