@@ -496,14 +496,25 @@ def health() -> list[str]:
 
 
 def floods() -> list[str]:
+    found = result("floods")
+    by_flood: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in found["floods"]:
+        by_flood.setdefault((one["port"], one["flood"]), {})[one["from"]] = one
     rows = [
-        "| flood | peak memory | a well-behaved client is answered |",
-        "|---|---|---|",
+        "| port | flood | peak memory | least answered, attack from other addresses | from its own |",
+        "|---|---|---|---|---|",
     ]
-    return rows + [
-        f"| {name} | {one['peak_mib']:.0f} MiB | {percent(one['answered_share'])} |"
-        for name, one in result("floods")["floods"].items()
-    ]
+    for (port, name), origins in by_flood.items():
+        memory = max(one["memory_mib"]["peak"] for one in origins.values())
+        cells = []
+        for origin in ("others", "same"):
+            kept = origins[origin]["kept_connection"]
+            kind, answers = min(kept.items(), key=lambda pair: pair[1]["answered"])
+            share = percent(answers["answered"])
+            cells.append(share if answers["answered"] >= 0.99 else f"**{share}** ({kind})")
+        shown = f"{memory:.0f} MiB" if memory <= 300 else f"**{memory:.0f} MiB**"
+        rows.append(f"| {port} | {name} | {shown} | {' | '.join(cells)} |")
+    return rows
 
 
 def stages() -> list[str]:
