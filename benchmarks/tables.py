@@ -501,7 +501,8 @@ def floods() -> list[str]:
     for one in found["floods"]:
         by_flood.setdefault((one["port"], one["flood"]), {})[one["from"]] = one
     rows = [
-        "| port | flood | peak memory | least answered, attack from other addresses | from its own |",
+        "| port | flood | peak memory | least answered, attack from other addresses "
+        "| from its own |",
         "|---|---|---|---|---|",
     ]
     for (port, name), origins in by_flood.items():
