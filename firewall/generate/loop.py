@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from firewall.errors import TrainingError
 
-#: Steps between two lines of the log, and between two checkpoints with their pictures.
+#: Steps between two lines of the log, and between two looks with their pictures.
 LOGGED, KEPT = 100, 1000
+#: Seconds after which a checkpoint is written and progress is told, however slow steps are.
+KEPT_SECONDS = 30.0
 
 
 class Game(Protocol):
@@ -48,6 +50,7 @@ def play(
     name: str,
     advice: str,
     progress: Callable[[str], None] = lambda line: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[dict[str, Any]]:
     """Play to the end, from where an earlier try in the folder was.
 
@@ -58,6 +61,7 @@ def play(
         name: of what is trained, for messages.
         advice: what to change when a figure is no number.
         progress: told each checkpoint.
+        clock: seconds.
 
     Returns:
         The log: an entry each hundred steps.
@@ -75,7 +79,8 @@ def play(
         game.step, log = body["step"], body["log"]
         _write_log(log, folder)
         progress(f"{name}: going on after step {game.step} of {steps}")
-    begun, first = time.monotonic(), game.step
+    begun = saved = clock()
+    first = game.step
     while game.step < steps:
         figures = game.play()
         bad = [one for one, value in figures.items() if not math.isfinite(value)]
@@ -86,20 +91,23 @@ def play(
             )
         last = game.step == steps
         kept = last or game.step % KEPT == 0
-        if not kept and game.step % LOGGED:
-            continue
-        log.append({"step": game.step} | figures)
-        if kept:
-            log[-1] |= game.look(folder / f"samples-{game.step:07d}.png")
-        alarm = log[-1].get("alarm") or game.alarm(log)
-        if alarm:
-            log[-1]["alarm"] = alarm
-        if kept:
+        alarm = ""
+        # What is logged and looked at depends on the step alone: a run that was killed and gone on
+        # with has the same log.
+        if kept or game.step % LOGGED == 0:
+            log.append({"step": game.step} | figures)
+            if kept:
+                log[-1] |= game.look(folder / f"samples-{game.step:07d}.png")
+            alarm = log[-1].get("alarm") or game.alarm(log)
+            if alarm:
+                log[-1]["alarm"] = alarm
+        if kept or clock() - saved > KEPT_SECONDS:
+            saved = clock()
             draft = checkpoint.with_suffix(".part")
             torch.save({"game": game.state(), "step": game.step, "log": log}, draft)
             os.replace(draft, checkpoint)
             _write_log(log, folder)
-            left = (time.monotonic() - begun) / (game.step - first) * (steps - game.step)
+            left = (saved - begun) / (game.step - first) * (steps - game.step)
             said = ", ".join(
                 f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures.items()
             )

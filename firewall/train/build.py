@@ -210,7 +210,7 @@ def build(
         ),
         files={},
     )
-    progress("signing and writing the bundle")
+    progress("writing the bundle")
     selftest = SelfTest.record(compiled, to_wire(data.held_out[:2], input_spec))
     SelfTest.from_npz(selftest.to_npz()).run(CompiledGuard(graphs))
     files = {

@@ -178,7 +178,7 @@ def calibrate_remote(
         ),
         files={},
     )
-    progress("signing and writing the bundle")
+    progress("writing the bundle")
     files = {
         **graphs,
         "remote.json": halves.to_json(),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -47,6 +48,7 @@ from firewall.train.objectives import Apart
 from firewall.train.parts import data_step, read_parts
 from firewall.train.processes import Processes
 from firewall.train.recipe import MemberSpec, Recipe
+from firewall.train.run_lock import locked
 from firewall.train.sources import (
     PARTS,
     Labelled,
@@ -101,12 +103,33 @@ def run(
 
     """
     processes = processes or Processes()
-    started = _started(out) if processes.first else ""
-    processes.wait()
-    steps = Steps(out / "steps", progress, writes=processes.first)
+    # Before anything is written: a run that is refused claims no folder.
     parts, inventory = check(recipe, base, registry)
     for line in inventory.lines():
         progress(line)
+    with ExitStack() as held:
+        if processes.first:
+            held.enter_context(locked(out))
+        return _run(
+            recipe, parts, inventory, out, signer, registry, device, jobs, processes, progress
+        )
+
+
+def _run(
+    recipe: Recipe,
+    parts: dict[str, Labelled],
+    inventory: Inventory,
+    out: Path,
+    signer: Signer,
+    registry: Registry,
+    device: str,
+    jobs: int,
+    processes: Processes,
+    progress: Callable[[str], None],
+) -> Run | None:
+    started = _started(out) if processes.first else ""
+    processes.wait()
+    steps = Steps(out / "steps", progress, writes=processes.first)
     classes = len(inventory.labels)
     shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
     if not processes.first:
@@ -214,8 +237,22 @@ def run(
     summary["data"] = inventory.to_json()
     if mix is not None:
         summary["augment"] = mix
-    _gate(recipe, summary, figures)
+    try:
+        _gate(recipe, summary, figures)
+    except GateFailed:
+        _put_aside(out)
+        raise
+    progress("signing the bundle")
     return Run(_sign(recipe, draft, figures, trained, summary, out, signer), summary)
+
+
+def _put_aside(out: Path) -> None:
+    """Move the bundle of an earlier run out of the way: it is not what this one made."""
+    bundle, earlier = out / "bundle", out / "bundle-of-an-earlier-run"
+    if bundle.exists():
+        if earlier.exists():
+            shutil.rmtree(earlier)
+        bundle.rename(earlier)
 
 
 def _started(out: Path) -> str:

@@ -87,6 +87,14 @@ def test_a_recipe_becomes_a_bundle_and_a_killed_run_the_same_one(tmp_path: Path)
     assert "train: done before" in refused.stderr
     assert "gate: clean_accuracy" in refused.stderr.splitlines()[-1]
     assert "nothing was signed" in refused.stderr.splitlines()[-1]
+    assert "signing the bundle" not in refused.stderr
+    # The bundle of the run before is not there as if it were this one's.
+    assert not (other / "bundle").exists()
+    assert (other / "bundle-of-an-earlier-run" / "manifest.json").exists()
+
+    # What the recipe promises is what the server keeps, without being told.
+    with Path(out / "bundle" / "manifest.json").open(encoding="utf-8") as file:
+        assert json.load(file)["promised_rate"] == 0.02
 
 
 @pytest.mark.parametrize(
@@ -112,11 +120,23 @@ def test_a_wrong_recipe_is_one_line_before_any_compute(
     done = quick("train", str(recipe), "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     assert words in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "run" / "steps").exists()
+    # It claims no folder, and the check alone says the same.
+    assert not (tmp_path / "run").exists()
+    checked = quick("train", str(recipe), "--check")
+    assert checked.returncode == 2
+    assert words in checked.stderr.splitlines()[-1]
 
 
 def test_a_recipe_can_be_checked_alone(tmp_path: Path) -> None:
-    done = quick("train", str(ROOT / "recipes" / "digits-smoke.toml"), "--out",
-                 str(tmp_path / "run"), "--check")  # fmt: skip
-    assert done.returncode == 0
-    assert not (tmp_path / "run").exists()
+    recipe = str(ROOT / "recipes" / "digits-smoke.toml")
+    done = quick("train", recipe, "--check")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == [
+        "class", "train", "selection", "calibration", "test",
+    ]  # fmt: skip
+    assert done.stdout.rstrip().endswith(": good")
+    counted = json.loads(quick("train", recipe, "--check", "--json").stdout)
+    assert sum(map(sum, counted["counts"].values())) == 1797
+    missing = quick("train", recipe)
+    assert missing.returncode == 2
+    assert "--out: missing" in missing.stderr
