@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def default_bundle(progress: Any) -> Path:
     """Return the path of the default bundle. Build it if it is missing, which imports torch."""
     from firewall.bundle.signing import trusted_keys, user_signer
     from firewall.bundle.store import open_bundle
-    from firewall.errors import BundleError, BundleMissing
+    from firewall.errors import BundleError, BundleMissing, BundleUntrusted
     from firewall.train.default_recipe import cached_path
 
     path = cached_path()
@@ -51,6 +52,9 @@ def default_bundle(progress: Any) -> Path:
         return path
     except BundleMissing:
         pass
+    except BundleUntrusted:
+        # Its key is gone, as after a move of the configuration: another one is made with ours.
+        shutil.rmtree(path)
     except BundleError as error:
         raise ConfigError(f"{path}: {error}; remove that folder to have it built anew") from error
     try:

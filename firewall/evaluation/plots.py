@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 #: Okabe, Ito 2008: eight colours that everyone can tell apart.
@@ -16,6 +18,13 @@ COLOURS = (
 )  # fmt: skip
 #: So that lines differ without colour too.
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 5)))
+
+#: Fonts of scripts that matplotlib's own lacks, as systems bring them.
+_SCRIPTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "WenQuanYi Zen Hei",
+    "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic",
+    "Noto Sans Devanagari", "Noto Sans Arabic",
+)  # fmt: skip
 
 Doubles = npt.NDArray[np.float64]
 
@@ -121,8 +130,23 @@ def gallery(
             axes.set_yticks([])
         grid[row, 0].set_title("clean", fontsize=6)
         grid[row, 1].set_title(f"difference, of ±{reach:.0f}/255", fontsize=6)
-        grid[row, 2].set_title(captions[row], fontsize=6)
+        grid[row, 2].set_title(_drawable(captions[row]), fontsize=6, fontfamily=_fonts())
     return figure
+
+
+@functools.cache
+def _fonts() -> list[str]:
+    """Matplotlib's own font, and after it those of other scripts that this machine has."""
+    have = {one.name for one in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _SCRIPTS if name in have)]
+
+
+def _drawable(text: str) -> str:
+    """The text, with a question mark for each character that no font here has."""
+    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in _fonts()]
+    return "".join(
+        one if any(font.get_char_index(ord(one)) for font in fonts) else "?" for one in text
+    )
 
 
 def embedded(figure: Figure, dots: int = 100, *, photographs: bool = False) -> str:

@@ -336,11 +336,18 @@ class Store:
         """Remove every row and image of a client; returns how many."""
         return self._remove(self._table.c.client == client)
 
-    def sweep(self, limits: Limits) -> int:
-        """Remove rows that are too old, then the oldest until the size fits; returns how many."""
-        removed = self._remove(
-            self._table.c.created < datetime.now(UTC) - timedelta(days=limits.days)
-        )
+    def sweep(self, limits: Limits, *, by_age: bool = True) -> int:
+        """Remove rows that are too old, then the oldest until the size fits; returns how many.
+
+        Args:
+            limits: how much is kept.
+            by_age: whether age counts; a clock that has jumped would make every row too old.
+
+        """
+        removed = 0
+        if by_age:
+            oldest_kept = datetime.now(UTC) - timedelta(days=limits.days)
+            removed = self._remove(self._table.c.created < oldest_kept)
         sql = self._sql
         with self._engine.connect() as connection:
             total = connection.execute(sql.select(sql.func.sum(self._table.c.size))).scalar() or 0

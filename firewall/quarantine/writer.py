@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from firewall.quarantine.entry import Entry
 from firewall.quarantine.store import Limits, Store
+from firewall.quarantine.wall_clock import WallClock
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Writer:
 
     def _run(self) -> None:
         swept = looked = time.monotonic()
+        clock = WallClock()
         ended = False
         while not ended and not self._stop.is_set():
             batch, ended = self._take()
@@ -91,7 +93,7 @@ class Writer:
                 return
             now = time.monotonic()
             if now - swept > _SWEEP:
-                self._tidy(lambda: self.store.sweep(self._limits))
+                self._tidy(lambda: self.store.sweep(self._limits, by_age=clock.is_trusted()))
                 swept = now
             if now - looked > _STRAYS:
                 self._tidy(self.store.strays)

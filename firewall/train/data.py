@@ -73,12 +73,22 @@ def load_idx(images: Path, labels: Path) -> tuple[npt.NDArray[np.float32], npt.N
     return x, classes.astype(np.int64)
 
 
+def package_hint(path: Path) -> str:
+    """Which package brings a data set that is not there, for the end of a sentence."""
+    parts = path.parts
+    if parts[:4] == ("/", "usr", "share", "datasets") and len(parts) > 4:
+        return f"; Debian's package dataset-{parts[4]} brings it"
+    return ""
+
+
 def _idx(path: Path) -> npt.NDArray[np.uint8]:
     """An IDX file of bytes: two zeros, type 8, the number of axes, their sizes, the values."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}{package_hint(path)}"
+        ) from error
     except (EOFError, zlib.error) as error:
         raise ConfigError(f"{path} is a damaged gzip file") from error
     wrong = ConfigError(f"{path} is not an IDX file of bytes")

@@ -21,7 +21,7 @@ from firewall.bundle.spec import Spec
 from firewall.decoding.decode import Target
 from firewall.documents import parse_json, read_text
 from firewall.errors import ConfigError, InvalidInput
-from firewall.train.data import load_idx, load_npz
+from firewall.train.data import load_idx, load_npz, package_hint
 from firewall.train.fit_network import Images
 from firewall.train.folders import fitted, read_class_folders, refuse, size_of
 
@@ -115,7 +115,7 @@ def read(spec: SourceSpec, base: Path) -> tuple[Labelled, Labelled | None]:
     }
     path = base / spec.path
     if spec.source != "digits" and not path.exists():
-        raise ConfigError(f"data.path: {path} does not exist")
+        raise ConfigError(f"data.path: {path} does not exist{package_hint(path)}")
     found, test = readers[spec.source](spec, path)
     shape = (spec.channels, spec.height, spec.width)
     for one in (found, test):

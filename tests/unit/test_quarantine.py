@@ -27,6 +27,7 @@ from firewall.quarantine.key import pseudonym_key
 from firewall.quarantine.opening import open_store
 from firewall.quarantine.review import to_pixels
 from firewall.quarantine.store import Limits, Store
+from firewall.quarantine.wall_clock import WallClock
 from firewall.quarantine.writer import Writer
 from tests.support.postgres import postgres
 
@@ -436,4 +437,31 @@ def test_errors_of_the_database_hold_no_data_of_clients(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no such table") as caught:
         store.find(client="a-client-of-ours")
     assert "a-client-of-ours" not in str(caught.value)
+    store.close()
+
+
+def test_a_clock_that_jumps_makes_nothing_old(caplog: pytest.LogCaptureFixture) -> None:
+    wall, monotonic = [1_000_000.0], [50.0]
+    clock = WallClock(lambda: wall[0], lambda: monotonic[0])
+
+    def later(seconds: float, jump: float = 0.0) -> bool:
+        wall[0] += seconds + jump
+        monotonic[0] += seconds
+        return clock.is_trusted()
+
+    assert later(600)
+    # A leap, a daylight saving of a broken system, a battery that was empty.
+    assert later(600, jump=1.0)
+    assert not later(600, jump=40 * 365 * 86_400)
+    assert "the clock jumped by 1261440000 s" in caplog.text
+    assert not later(3600)
+    assert not later(3600, jump=-40 * 365 * 86_400)
+    assert later(86_400 + 1)
+
+
+def test_by_size_alone_a_sweep_keeps_what_is_old(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "q.db"), None)
+    store.add([entry()])
+    assert store.sweep(Limits(bytes=10**9, days=-1), by_age=False) == 0
+    assert store.sweep(Limits(bytes=10**9, days=-1)) == 1
     store.close()

@@ -109,3 +109,9 @@ def test_a_report_without_a_figure_fails_instead_of_leaving_a_gap() -> None:
     del done.result["worst_case"]["interval"]
     with pytest.raises(UndefinedError, match="interval"):
         render(done)
+
+
+def test_labels_of_every_script_are_drawn_without_a_warning() -> None:
+    """A character that no font has is a question mark in the picture; the page has it as text."""
+    report = render(evaluated("\N{CJK UNIFIED IDEOGRAPH-732B} \N{CAT FACE} cat"))
+    assert "\N{CJK UNIFIED IDEOGRAPH-732B} \N{CAT FACE} cat" in report
