@@ -277,11 +277,13 @@ def measure_rows(
     batch: int = 16,
 ) -> Measured:
     """A batch through the very code that serves."""
+    # Scores and p-values are the same at every rate; one that cannot be promised would be refused.
+    [rate] = promisable({0.05}, len(calibration.part_b))
     live = LiveGuard(
         compiled,
         calibration,
         Policy(
-            false_positive_rate=0.05, mode="monitor", paranoia=3 if calibration.guard_model else 2
+            false_positive_rate=rate, mode="monitor", paranoia=3 if calibration.guard_model else 2
         ),
         model="measured",
         log_outputs=log_outputs,
