@@ -20,6 +20,7 @@ from PIL import Image
 
 from firewall.bundle.signing import Signer
 from firewall.testing import images
+from tests.support import locked_room
 from tests.support.served import FREE_PORTS
 from tests.support.tiny import write_tiny_onnx
 
@@ -175,3 +176,68 @@ def test_the_system_s_own_errors_are_one_sentence(
     }  # fmt: skip
     done = run(*(names.get(one, one) for one in arguments), cwd=place, home=str(place))
     assert words in sentence(done)
+
+
+#: Serves, asks itself over IPv6, and stops.
+_ASKED = """
+import json, subprocess, sys, time
+from pathlib import Path
+from firewall.client import Client
+from tests.support.tiny import wire
+server = subprocess.Popen([sys.executable, "-m", "firewall", "serve", *sys.argv[1:]])
+audit = Path("audit.jsonl")
+for _ in range(600):
+    if server.poll() is not None or (audit.exists() and '"serving"' in audit.read_text()):
+        break
+    time.sleep(0.1)
+serving = json.loads(audit.read_text().splitlines()[0])
+with Client(f"[::1]:{serving['grpc_port']}", timeout=30) as client:
+    print(len(client.predict(wire(2, 20))), "answered")
+server.terminate()
+sys.exit(server.wait(60))
+"""
+
+
+@pytest.fixture
+def room(place: Path) -> dict[str, str]:
+    """Next to no environment, and what needs a folder has one."""
+    np.savez(place / "data.npz", x=images(6).numpy(), y=np.arange(6) % 10)
+    write_tiny_onnx(place / "net.onnx")
+    return {
+        "PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "FIREWALL_CONFIG_DIR": str(place / "config"), "FIREWALL_CACHE_DIR": str(place / "cache"),
+        "TMPDIR": str(place),
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not locked_room.possible(), reason="no right to make namespaces")
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("-m", "firewall", "screen", "cat.png", "--bundle", "bundle", "--trust", "signer.pub",
+          "--policy", "policy.toml"), "cat.png"),
+        (("-m", "firewall", "evaluate", "net.onnx", "--data", "data.npz", "--suite", "static",
+          "--eps", "0.1", "--steps", "3", "--out", "out"), "robust accuracy, worst case"),
+        (("-c", _ASKED, "bundle", "--trust", "signer.pub", "--policy", "policy.toml",
+          "--audit-log", "audit.jsonl", "--admin-socket", "off", *FREE_PORTS), "2 answered"),
+    ],
+    ids=["screen", "evaluate", "serve"],
+)  # fmt: skip
+def test_a_locked_room(
+    command: tuple[str, ...], words: str, place: Path, room: dict[str, str]
+) -> None:
+    """A read-only root, a tiny /dev/shm, loopback only, one core, no HOME, an ASCII terminal."""
+    done = locked_room.run(place, sys.executable, *command, env=room)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not locked_room.possible(), reason="no right to make namespaces")
+def test_the_demo_in_a_locked_room(place: Path, room: dict[str, str]) -> None:
+    done = locked_room.run(place, sys.executable, "-m", "firewall", "demo", env=room, seconds=580)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "reject" in done.stdout

@@ -45,7 +45,8 @@ def looked_up(
     return json.loads(result.read_text(encoding="utf-8")), done
 
 
-def _loopback_up() -> None:
+def bring_loopback_up() -> None:
+    """Give the namespace its own loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sh", b"lo", 0)
         flags = struct.unpack("16sh", fcntl.ioctl(sock, _SIOCGIFFLAGS, request)[:18])[1]
@@ -70,7 +71,7 @@ def _serve_names(sock: socket.socket, names: list[str]) -> None:
 
 def main() -> None:
     """Run the command."""
-    _loopback_up()
+    bring_loopback_up()
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as resolv:
         resolv.write("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         resolv.flush()
