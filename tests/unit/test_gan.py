@@ -547,7 +547,9 @@ def test_pairs_are_learnt(network: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def extractor(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
     folder = tmp_path_factory.mktemp("extractor")
-    return Extractor(fit_extractor(stripes(600, 5), stripes(60, 6), 2, folder, epochs=8))
+    return Extractor(
+        fit_extractor(stripes(600, 5), stripes(60, 6), 2, folder, epochs=8, least_steps=0)
+    )
 
 
 def test_an_extractor_knows_its_data_and_refuses_another_graph(extractor: Extractor) -> None:
