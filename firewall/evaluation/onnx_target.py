@@ -166,7 +166,8 @@ def _check_signature(path: Path, model: onnx.ModelProto, shape: tuple[int, int, 
         raise ConfigError(f"target: {path} takes {kind} values; expected {wanted}")
     if not tensor.HasField("shape"):
         return
-    sizes = [one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim]
+    # Some exporters write -1 where any size is meant.
+    sizes = [one.dim_value if one.dim_value > 0 else None for one in tensor.shape.dim]
     told = [("any" if size is None else str(size)) for size in sizes]
     if len(sizes) != 4 or any(
         size not in (None, other) for size, other in zip(sizes[1:], shape, strict=True)

@@ -164,6 +164,17 @@ def test_what_is_no_such_classifier_is_said_before_anything_is_computed(
         OnnxTarget.read(changed(model, tmp_path / "net.onnx", change), SHAPE)
 
 
+def test_sizes_of_minus_one_are_any_size(model: onnx.ModelProto, tmp_path: Path) -> None:
+    """As Paddle exports them."""
+
+    def minus_one(model: onnx.ModelProto) -> None:
+        for axis in (0, 2, 3):
+            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = -1
+
+    target = OnnxTarget.read(changed(model, tmp_path / "net.onnx", minus_one), SHAPE)
+    assert target.classes == 10
+
+
 def test_another_size_is_said(model: onnx.ModelProto, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected float images \[rows, 1, 28, 28\]"):
         OnnxTarget.read(changed(model, tmp_path / "net.onnx"), (1, 28, 28))
