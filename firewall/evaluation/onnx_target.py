@@ -85,7 +85,7 @@ class OnnxTarget:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Numbers."""
+        """Names of the classes, which are their numbers."""
         return tuple(str(number) for number in range(self.classes))
 
     @property
@@ -174,9 +174,9 @@ def _check_signature(path: Path, model: onnx.ModelProto, shape: tuple[int, int, 
     ):
         raise ConfigError(f"target: {path} takes [{', '.join(told)}]; expected {wanted}")
     if sizes[0] is not None:
+        count = "1 row" if sizes[0] == 1 else f"{sizes[0]} rows"
         raise ConfigError(
-            f"target: {path} takes exactly {sizes[0]} rows at a time; export it with a dynamic "
-            "first axis"
+            f"target: {path} takes exactly {count} at a time; export it with a dynamic first axis"
         )
 
 

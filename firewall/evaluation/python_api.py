@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class _TorchTarget:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Numbers."""
+        """Names of the classes, which are their numbers."""
         return tuple(str(number) for number in range(self.classes))
 
     def victim(self, rate: float) -> Victim:
@@ -95,13 +96,9 @@ def evaluate(
     else:
         aim = OnnxTarget.read(target, shape)
     request = Request(suite, norm, radius, seed, steps=steps, queries=queries)
-    with tempfile.TemporaryDirectory() as scratch:
-        frozen = target if isinstance(target, TorchClassifier) else None
-        arguments = (aim, images.float().numpy(), labels, request, out or Path(scratch))
-        if frozen is None:
-            return run(*arguments).result
-        with frozen.frozen():
-            return run(*arguments).result
+    frozen = target.frozen() if isinstance(target, TorchClassifier) else nullcontext()
+    with frozen, tempfile.TemporaryDirectory() as scratch:
+        return run(aim, images.float().numpy(), labels, request, out or Path(scratch)).result
 
 
 def _digest(classifier: TorchClassifier) -> str:

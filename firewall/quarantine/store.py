@@ -10,6 +10,7 @@ folder of images has mode 0700 (`firewall.private_files` says what happens to ex
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -216,7 +217,12 @@ class Store:
                     "verdict": entry.verdict,
                     "reasons": json.dumps(entry.reasons, allow_nan=False),
                     "statistics": json.dumps(
-                        {key: float(f"{value:.6g}") for key, value in entry.statistics.items()},
+                        # A row that cannot be stored would be tried for ever, and hold up others.
+                        {
+                            key: float(f"{value:.6g}")
+                            for key, value in entry.statistics.items()
+                            if math.isfinite(value)
+                        },
                         allow_nan=False,
                     ),
                     "p_value": entry.p_value,

@@ -150,7 +150,7 @@ def two_outputs(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (fixed_rows, "takes exactly 1 rows at a time; export it with a dynamic first axis"),
+        (fixed_rows, "takes exactly 1 row at a time; export it with a dynamic first axis"),
         (whole_numbers, "takes UINT8 values; expected float images"),
         (flat, r"takes \[.*\]; expected float images \[rows, 3, 32, 32\]"),
         (two_outputs, "has the outputs 'logits', .*; expected one"),

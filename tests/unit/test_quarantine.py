@@ -459,6 +459,13 @@ def test_a_clock_that_jumps_makes_nothing_old(caplog: pytest.LogCaptureFixture) 
     assert later(86_400 + 1)
 
 
+def test_a_statistic_that_is_no_number_holds_up_no_row(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "q.db"), None)
+    store.add([entry(statistics={"blur": float("nan"), "noise": float("inf"), "near": 0.5})])
+    assert store.find()[0].statistics == {"near": 0.5}
+    store.close()
+
+
 def test_by_size_alone_a_sweep_keeps_what_is_old(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "q.db"), None)
     store.add([entry()])
