@@ -9,11 +9,23 @@ from firewall.cores import usable_cores
 
 def main() -> None:
     """Run the command line."""
-    if sys.argv[1:2] == ["serve"]:
-        # Before anything is imported that takes time.
-        from firewall.serve.process.signals import listen
+    if sys.argv[1:2] != ["serve"]:
+        _run()
+        return
+    # Before anything is imported that takes time.
+    from firewall.serve.process.signals import listen
 
-        listen()
+    signals = listen()
+    try:
+        _run()
+    except BaseException:
+        if not signals.ended_start:
+            raise
+        # Told to stop while it started. Threads that load a model are not waited for.
+        os._exit(0)
+
+
+def _run() -> None:
     cores = usable_cores()
     if cores < (os.cpu_count() or 1):
         # Before torch is imported, which looks at the machine's cores and at no quota.

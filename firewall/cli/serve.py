@@ -23,15 +23,6 @@ def serve(**flags: Any) -> None:
     Every flag can also be set in firewall.toml or as an environment variable FIREWALL_<NAME>; flags
     win. SIGHUP reads policy and bundles again.
     """
-    try:
-        _serve(flags)
-    except SystemExit as stop:
-        # Told to stop while it started. Threads that load a model are not waited for.
-        sys.stderr.flush()
-        os._exit(stop.code if isinstance(stop.code, int) else 1)
-
-
-def _serve(flags: dict[str, Any]) -> None:
     config, number, folder = (flags.pop(name) for name in ("config", "worker", "run_folder"))
     given = {name: value for name, value in flags.items() if value is not None}
     logging.basicConfig(

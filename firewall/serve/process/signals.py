@@ -27,6 +27,15 @@ class Signals:
         """Leave it to the server from now on to end in good order."""
         self._starting = False
 
+    @property
+    def ended_start(self) -> bool:
+        """Whether the server was told to stop while it started.
+
+        The exit that this raises may arrive as another exception: Python wraps what is raised while
+        it makes a class, and imports may catch what they do not know.
+        """
+        return self._starting and any(number != signal.SIGHUP for number in self.pending)
+
     def _received(self, number: int, _: FrameType | None) -> None:
         self.pending.append(number)
         if self._starting and number != signal.SIGHUP:
