@@ -9,16 +9,15 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from firewall.attack.onnx_module import OnnxModule
 from firewall.attack.served_guard import ServedGuard
 from firewall.bundle.store import Bundle
 from firewall.errors import Unsupported
 from firewall.guard.compile import export
+from firewall.lift import OnnxModule
 from firewall.screening.calibration import Calibration
 from firewall.screening.compiled import CompiledGuard
 from firewall.stages.registry import BASES, Kind, Registry
 from firewall.testing import Case, images
-from tests.support.tiny import INPUT
 
 
 class Everything(nn.Module):
@@ -63,7 +62,7 @@ def test_a_classifier_is_the_same_and_so_is_its_gradient() -> None:
 
 def test_the_attackers_guard_is_the_servers(tiny: Bundle) -> None:
     calibration = Calibration.from_json(tiny.files["calibration.json"])
-    guard = ServedGuard(tiny.files, INPUT, calibration)
+    guard = ServedGuard.of(tiny, calibration)
     x = images(9, seed=3)
     with torch.no_grad():
         seen = guard(x)
@@ -74,7 +73,7 @@ def test_the_attackers_guard_is_the_servers(tiny: Bundle) -> None:
 
 def test_every_statistic_gives_the_attacker_a_gradient(tiny: Bundle) -> None:
     calibration = Calibration.from_json(tiny.files["calibration.json"])
-    guard = ServedGuard(tiny.files, INPUT, calibration)
+    guard = ServedGuard.of(tiny, calibration)
     x = images(2, seed=3).requires_grad_(True)
     seen = guard(x)
     for column in range(seen.statistics.shape[1]):
@@ -97,8 +96,9 @@ def test_rounding_does_not_hide_a_stage() -> None:
 def test_an_unknown_operator_is_an_error_by_name() -> None:
     node = helper.make_node("NonMaxSuppression", ["x", "x"], ["y"])
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 4])
-    graph = helper.make_graph([node], "g", [value], [value])
-    with pytest.raises(Unsupported, match="'NonMaxSuppression' cannot be differentiated"):
+    answer = helper.make_tensor_value_info("y", TensorProto.INT64, None)
+    graph = helper.make_graph([node], "g", [value], [answer])
+    with pytest.raises(Unsupported, match="lift: 'NonMaxSuppression'; re-export"):
         OnnxModule(helper.make_model(graph).SerializeToString())
 
 
