@@ -327,14 +327,31 @@ def _used(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
-    """The nodes that outputs need, in their order."""
-    needed = set(outputs)
-    kept = []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            needed.update(_used(node))
-            kept.append(node)
-    return kept[::-1]
+    """The nodes that outputs need, each after those that it needs itself.
+
+    Files are to be sorted so, but runtimes sort them too, and some converters count on that.
+    """
+    producers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    ordered: list[int] = []
+    done: set[int] = set()
+    for output in outputs:
+        stack = [(producers[output], False)] if output in producers else []
+        while stack:
+            index, ready = stack.pop()
+            if ready:
+                ordered.append(index)
+            elif index not in done:
+                done.add(index)
+                stack.append((index, True))
+                sources = [producers[name] for name in _used(nodes[index]) if name in producers]
+                stack += [(source, False) for source in sources if source not in done]
+    if all(_sorted_at(nodes[index], producers, index) for index in ordered):
+        ordered.sort()
+    return [nodes[index] for index in ordered]
+
+
+def _sorted_at(node: onnx.NodeProto, producers: Mapping[str, int], index: int) -> bool:
+    return all(producers.get(name, -1) < index for name in _used(node))
 
 
 def _attribute(proto: onnx.AttributeProto) -> Any:

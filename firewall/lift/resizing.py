@@ -25,6 +25,10 @@ _COORDINATES = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
     "tf_crop_and_resize",
 )  # fmt: skip
+#: How far a scale in single precision may be from one that gives a whole size.
+_CLOSE = 1e-4
+#: Those whose positions depend on the new size.
+_BY_SIZE = ("align_corners", "tf_crop_and_resize")
 _ROUNDINGS: Mapping[str, Callable[[_Array], _Array]] = MappingProxyType(
     {
         "round_prefer_floor": lambda x: np.ceil(x - 0.5),
@@ -68,6 +72,8 @@ class Rule:
         """Where the new values lie among those before."""
         y = np.arange(axis.new, dtype=np.float64)
         whole = axis.scale * axis.size
+        if abs(whole - axis.new) < _CLOSE:
+            whole = axis.new
         if self.coordinates == "asymmetric":
             return y / axis.scale
         if self.coordinates == "align_corners":
@@ -77,8 +83,8 @@ class Rule:
             if whole == 1:
                 return y * 0 + (begin + end) * (axis.size - 1) / 2
             return begin * (axis.size - 1) + y * (end - begin) * (axis.size - 1) / (whole - 1)
-        if self.coordinates == "pytorch_half_pixel" and whole == 1:
-            return y * 0 - 0.5
+        if self.coordinates == "pytorch_half_pixel" and axis.new == 1:
+            return y * 0
         offset = 0.0
         if self.coordinates == "half_pixel_symmetric":
             offset = axis.size / 2 * (1 - axis.new / whole)
@@ -133,6 +139,11 @@ def _resized(x: Tensor, axes: Mapping[int, Axis], weights: Callable[[Axis], Tens
         else:
             x = x.index_select(number, found)
     return x
+
+
+def _scaled(size: int, scale: float) -> int:
+    """The new size; the product is in single precision, as scales are."""
+    return math.floor(np.float32(size) * np.float32(scale))
 
 
 def _run(
@@ -201,7 +212,19 @@ def _resize(node: Node) -> Run:
         else:
             if not scales:
                 raise Refusal("neither scales nor sizes")
-            sizes = [math.floor(scale * size) for scale, size in zip(scales, before, strict=True)]
+            sizes = [_scaled(size, scale) for scale, size in zip(scales, before, strict=True)]
+            if coordinates in _BY_SIZE and any(
+                abs(new - scale * size) > _CLOSE
+                for new, scale, size in zip(sizes, scales, before, strict=True)
+            ):
+                # The specification and runtimes disagree on whether the size is rounded first.
+                raise Refusal(f"{coordinates} by scales that give no whole size")
+        if (
+            coordinates == "pytorch_half_pixel"
+            and mode == "cubic"
+            and any(new == 1 != size for new, size in zip(sizes, before, strict=True))
+        ):
+            raise Refusal("pytorch_half_pixel to a size of 1 by mode cubic")
         roi = read_roi(inputs) if read_roi else None
         found = {}
         for index, axis in enumerate(axes):
@@ -233,7 +256,7 @@ def _upsample(node: Node) -> Run:
         assert x is not None
         assert scales is not None
         return {
-            axis: Axis(size, math.floor(size * scale), scale)
+            axis: Axis(size, _scaled(size, scale), scale)
             for axis, (size, scale) in enumerate(zip(x.shape, scales, strict=True))
             if scale != 1
         }
