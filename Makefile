@@ -62,8 +62,9 @@ bench-generators: $(VENV)/.dev  ## hours: what generated images are worth
 protos: $(VENV)/.dev  ## generate firewall/wire
 	$(BIN)/python protos/generate.py
 
-docs: $(VENV)/.dev  ## write docs/reference/settings.md
+docs: $(VENV)/.dev  ## write docs/reference/settings.md and operators.md
 	$(BIN)/python -m firewall.cli.settings_page
+	$(BIN)/python -m firewall.lift.operators_page
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

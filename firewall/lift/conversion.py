@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
 from firewall.lift.node import NONE, STRAIGHT, Node, Operator, Refusal, Run
@@ -44,7 +45,9 @@ def _cast(x: Tensor, to: torch.dtype) -> Tensor:
 
 
 def _target(node: Node) -> torch.dtype:
-    return dtype_of(int(node.required("to")))
+    to = node.required("to")
+    # Opset 1 has the name of the type.
+    return dtype_of(TensorProto.DataType.Value(to) if isinstance(to, str) else int(to))
 
 
 def _cast_operator(node: Node) -> Run:

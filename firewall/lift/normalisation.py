@@ -164,7 +164,9 @@ def _lp_norm(node: Node) -> Run:
     def normalise(x: Tensor) -> Tensor:
         length = norm(x, float(p), [axis], True)
         # Of a vector of zeros zeros are left.
-        return torch.where(length == 0, torch.zeros_like(x), x / length.clamp_min(1e-38))
+        return torch.where(
+            length == 0, torch.zeros_like(x), x / length.clamp_min(torch.finfo(x.dtype).tiny)
+        )
 
     return normalise
 

@@ -287,6 +287,11 @@ def test_shape_of_opset_1_is_an_attribute() -> None:
     assert found.shape == (2, 60)
 
 
+def test_cast_of_opset_1_names_the_type() -> None:
+    [found] = lifted(model(Case(1, "Cast", [X], {"to": "INT32"})), {"i0": X})
+    assert found.dtype == torch.int32
+
+
 def graph_model(
     nodes: Sequence[onnx.NodeProto],
     outputs: Sequence[str],
