@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from firewall.attack.onnx_module import OnnxModule
 from firewall.bundle.spec import InputSpec
 from firewall.guard.wire_input import WireInput
+from firewall.lift import OnnxModule
 from firewall.screening.calibration import Calibration, Cascade
 
 

@@ -18,9 +18,9 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper
 from torch import Tensor, nn
 
-from firewall.attack.onnx_module import OnnxModule
 from firewall.attack.victim import BareVictim, Victim
 from firewall.errors import ConfigError, Unsupported
+from firewall.lift import OnnxModule
 
 #: What the outputs of a file are, and how they are attacked.
 Outputs = Literal["logits", "softmax", "probabilities"]
