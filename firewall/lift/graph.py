@@ -204,8 +204,6 @@ class _Reader:
             declared=len(outputs),
             results=max((index + 1 for index, name in enumerate(outputs) if name), default=1),
         )
-        if operator.since > self.opset:
-            raise Refusal(f"opset {self.opset}")
         run = self._with_real_types(operator, operator.build(node), inputs)
         step = Step(repr(proto.op_type), run, inputs, outputs)
         if all(not name or name in self.constants for name in inputs):

@@ -149,7 +149,6 @@ class Operator:
         taken: positions of inputs that may be stand-ins and end there.
         result: type that the output stands in for, if it may be a stand-in of its own making.
         every_output: stand-ins are all outputs, not only the first.
-        since: oldest opset whose form of the operator is known.
 
     """
 
@@ -159,7 +158,6 @@ class Operator:
     taken: Sequence[int] = ()
     result: Callable[[Node], torch.dtype | None] | None = None
     every_output: bool = False
-    since: int = 1
 
 
 def plain(run: Run) -> Callable[[Node], Run]:

@@ -94,7 +94,7 @@ def _table() -> Iterator[str]:
     yield "|---|---|---|"
     for name, operator in sorted(OPERATORS.items()):
         versions = _versions(name)
-        first, last = max(versions[0], operator.since), NEWEST_OPSET
+        first, last = versions[0], NEWEST_OPSET
         if onnx.defs.get_schema(name, NEWEST_OPSET).deprecated:
             last = versions[-1] - 1
         yield f"| `{name}` | {first} to {last} | {operator.gradient.partition(':')[0]} |"
