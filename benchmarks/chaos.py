@@ -233,8 +233,9 @@ def main() -> None:
         url = f"grpc://127.0.0.1:{port}/tiny"
         np.savez(folder / "clean.npz", x=wire(200, 1))
         subprocess.run(
-            [sys.executable, "-m", "firewall", "calibrate", str(folder / "clean.npz"),
-             "--upstream", url, "--out", str(folder / "first"), "--false-positive-rate", "0.05"],
+            [sys.executable, "-m", "firewall", "guard", url, str(folder / "clean.npz"),
+             "--preset", "zero-one", "--minutes", "0.01", "--out", str(folder / "first"),
+             "--false-positive-rate", "0.05"],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         first = open_bundle(folder / "first", {user_signer().public})

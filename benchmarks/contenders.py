@@ -216,8 +216,9 @@ def calibrated_remotely(
     np.savez(folder / "clean.npz", x=small.clean[CALIBRATED])
     with started(mlserver, place, core) as (_, target):
         subprocess.run(
-            [sys.executable, "-m", "firewall", "calibrate", str(folder / "clean.npz"),
-             "--upstream", f"grpc://{target.address}/peer", "--out", str(folder / "remote")],
+            [sys.executable, "-m", "firewall", "guard", f"grpc://{target.address}/peer",
+             str(folder / "clean.npz"), "--preset", "zero-one", "--minutes", "0.01",
+             "--out", str(folder / "remote")],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
     key = folder / "user.pub"

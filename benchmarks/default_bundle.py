@@ -210,7 +210,7 @@ def main() -> None:
         entries.append(entry(one.name, "oblivious", one.radius, pixels, everything, one.aimed))
         say(json.dumps(entries[-1]))
 
-    guard = ServedGuard(bundle.files, recipe.INPUT, calibration)
+    guard = ServedGuard.of(bundle, calibration)
     cascade = calibration.cascade(0.01)
     evasion = Evasion.of(guard, cascade, "cheap")
     rows = slice(None, None, arguments.attacked // ADAPTIVE_EACH)

@@ -48,10 +48,10 @@ from firewall.client import Client, Verdict
 from firewall.monitors.calibrate import calibrate
 from firewall.monitors.registry import MonitorRegistry
 from firewall.monitors.streams import Habits, benign
-from firewall.screening.compiled import log_softmax
 from firewall.screening.load import load_guard
 from firewall.screening.policy import Policy
 from firewall.screening.preprocess import to_wire
+from firewall.screening.scores import log_softmax
 from firewall.screening.wire_pixels import pixels
 from firewall.serve.auth import Tokens
 from firewall.train.data import load_idx

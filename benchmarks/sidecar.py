@@ -3,7 +3,7 @@
     python -m benchmarks.sidecar [--seconds 6] [--protocols grpc rest]
 
 The small classifier of `benchmarks.small` in MLServer, KServe's Python server and Triton (through
-PyTriton), each installed into an environment of its own; `firewall calibrate --upstream` makes the
+PyTriton), each installed into an environment of its own; `firewall guard URL` makes the
 guard, with its own stages. Over gRPC all the way, and over REST all the way (binary tensors where
 the server has them). Bare and guarded in turn, one client and eight, clean images that the guard
 accepts; server, firewall and generator share the machine's cores as in a pod. Where a request's
@@ -95,8 +95,8 @@ def measured(
         url = peer.url(protocol)
         np.savez(folder / "clean.npz", x=small.clean[:CALIBRATED])
         subprocess.run(
-            [sys.executable, "-m", "firewall", "calibrate", str(folder / "clean.npz"),
-             "--upstream", url, "--out", str(folder / "bundle")],
+            [sys.executable, "-m", "firewall", "guard", url, str(folder / "clean.npz"),
+             "--preset", "zero-one", "--minutes", "0.01", "--out", str(folder / "bundle")],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         guard = served(folder / "bundle", user_signer(), folder, "--upstream", url)

@@ -65,6 +65,7 @@ class Range:
         high: what 1 becomes; None is 255 for UINT8, else 1.
         mean: subtracted from values in [0, 1], by channel, instead of low and high.
         std: divided by.
+        channel_order: of the model's input, in which mean and std are as well.
 
     """
 
@@ -72,6 +73,7 @@ class Range:
     high: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    channel_order: str = "RGB"
 
     def spec(
         self, name: str, datatype: str, shape: tuple[int, ...], layout: str | None = None
@@ -94,6 +96,7 @@ class Range:
                 {
                     "name": name,
                     "layout": layout,
+                    "channel_order": self.channel_order if channels == 3 else "RGB",
                     "datatype": datatype,
                     "channels": channels,
                     "height": height,

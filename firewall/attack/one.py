@@ -237,7 +237,7 @@ def _adaptive(order: Order, norm: Norm, victim: Victim, x: Tensor, label: Tensor
     guard = victim.guard
     if guard is None:
         raise ConfigError("--method: 'adaptive' is for a guard; this target has none")
-    ways: list[Way] = ["cheap"] if guard.served.expensive_graph is None else ["cheap", "both"]
+    ways: list[Way] = ["cheap", "both"] if guard.served.has_expensive else ["cheap"]
     found = x
     for way in ways:
         evasion = Evasion.of(guard.served, guard.cascade, way)

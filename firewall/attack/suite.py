@@ -27,7 +27,7 @@ from firewall.errors import ConfigError
 #: know the classifier and not the guard around it; `adaptive` ones know both.
 Knowledge = Literal["white-box", "oblivious", "transfer", "black-box", "adaptive"]
 #: The names by which suites are asked for.
-SUITES = ("static", "black-box", "adaptive", "full")
+SUITES = ("quick", "static", "black-box", "adaptive", "full")
 
 
 @dataclass(frozen=True)
@@ -101,20 +101,30 @@ def suite(name: str, setting: Setting) -> list[Entry]:
 
     """
     parts: dict[str, Callable[[], list[Entry]]] = {
-        "static": lambda: _static(setting),
+        "static": lambda: _static(setting) + _transfer(setting),
         "black-box": lambda: _black_box(setting),
         "adaptive": lambda: _adaptive(setting),
     }
     if name == "full":
         return [entry for part in parts.values() for entry in part()]
+    if name == "quick":
+        return _quick(setting)
     if name not in parts:
         raise ConfigError(f"--suite: {name!r}; expected one of {', '.join(SUITES)}")
+    entries = parts[name]()
+    if not entries and not setting.victim.differentiable:
+        raise ConfigError(
+            f"--suite: {name!r} takes gradients, which a classifier served elsewhere does not "
+            "give; name a stand-in with --surrogate, or use 'black-box'"
+        )
     if name == "adaptive" and setting.victim.guard is None:
         raise ConfigError("--suite: 'adaptive' is for a guard; of a bare classifier use 'static'")
-    return parts[name]()
+    return entries
 
 
 def _static(setting: Setting) -> list[Entry]:
+    if not setting.victim.differentiable:
+        return []
     model, norm, radius, steps = setting.model, setting.norm, setting.radius, setting.steps
     guarded = setting.victim.guard is not None
     knows: Knowledge = "oblivious" if guarded else "white-box"
@@ -127,7 +137,7 @@ def _static(setting: Setting) -> list[Entry]:
         )
 
     momentum = GradientAttack(radius, steps, 2.5 * radius / steps, norm=norm, momentum=1.0)
-    entries = [
+    return [
         entry("FGSM", GradientAttack(radius, 1, radius, norm=norm), cross_entropy),
         entry("BIM", GradientAttack(radius, steps, 2.5 * radius / steps, norm=norm), cross_entropy),
         # As confident as it gets where a guard looks on; otherwise what fools is done.
@@ -139,16 +149,27 @@ def _static(setting: Setting) -> list[Entry]:
         entry("DeepFool", FoolboxAttack("deepfool", norm.name, steps=steps), bounded=False),
         entry("CW-L2", FoolboxAttack("cw", steps=2 * steps), bounded=False),
     ]
-    forge = GradientAttack(radius, 20, radius / 8, norm=norm, momentum=1.0)
-    for title, surrogate in setting.surrogates:
-        entries.append(
-            Entry(
-                f"transfer, {title}",
-                "transfer",
-                lambda x, y, s, on=surrogate: Forged(forge(on, x, y, seed=s)),  # type: ignore[misc]
-            )
+
+
+def _transfer(setting: Setting) -> list[Entry]:
+    radius = setting.radius
+    forge = GradientAttack(radius, 20, radius / 8, norm=setting.norm, momentum=1.0)
+    return [
+        Entry(
+            f"transfer, {title}",
+            "transfer",
+            lambda x, y, s, on=surrogate: Forged(forge(on, x, y, seed=s)),  # type: ignore[misc]
         )
-    return entries
+        for title, surrogate in setting.surrogates
+    ]
+
+
+def _quick(setting: Setting) -> list[Entry]:
+    """One attack of each kind of attacker: a first look, within minutes."""
+    entries = [one for one in _static(setting) if one.name in ("APGD-CE", "APGD-DLR")]
+    entries += _transfer(setting)
+    entries += [one for one in _black_box(setting) if one.name == "Square"]
+    return entries + [one for one in _adaptive(setting) if "weighted" in one.name]
 
 
 def _black_box(setting: Setting) -> list[Entry]:
@@ -182,7 +203,7 @@ def _adaptive(setting: Setting) -> list[Entry]:
     guard = setting.victim.guard
     if guard is None:
         return []
-    ways: list[Way] = ["cheap"] if guard.served.expensive_graph is None else ["cheap", "both"]
+    ways: list[Way] = ["cheap", "both"] if guard.served.has_expensive else ["cheap"]
     return [
         _adaptive_entry(setting, guard, way, how)
         for way in ways

@@ -15,7 +15,6 @@ from firewall.attack.gradient import Model
 from firewall.attack.oracle import Replies
 from firewall.attack.served_guard import ServedGuard
 from firewall.screening.calibration import Calibration, Cascade
-from firewall.screening.compiled import log_softmax
 from firewall.screening.live import LiveGuard
 from firewall.screening.verdict import Verdict
 
@@ -63,8 +62,12 @@ class Victim(Protocol):
     def guard(self) -> GuardParts | None:
         """None for a bare classifier."""
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether `logits` has gradients."""
+
     def logits(self, x: Tensor) -> Tensor:
-        """The classifier alone, differentiable: [N, K]."""
+        """The classifier alone, or its stand-in: [N, K], with gradients where there are any."""
 
     def replies(self, x: Tensor) -> Replies:
         """What a client sees."""
@@ -86,6 +89,7 @@ class BareVictim:
     """A classifier that nobody guards. Everything is accepted."""
 
     guard: GuardParts | None = None
+    differentiable = True
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -123,44 +127,42 @@ class BareVictim:
         return None
 
 
-class GuardedVictim:
-    """A bundle's guard: attacked through its graphs, judged by the code that serves it."""
+class ServedVictim:
+    """A guard around a classifier of which the attacker has nothing but answers."""
+
+    guard: GuardParts | None = None
+    differentiable = False
 
     def __init__(
         self,
-        served: ServedGuard,
         live: LiveGuard,
-        cascade: Cascade,
         to_wire: Callable[[Tensor], npt.NDArray[np.generic]],
         *,
         eight_bit: bool = False,
     ) -> None:
-        """Bind the parts of one guard.
+        """Bind the guard as it decides.
 
         Args:
-            served: differentiable, as served.
-            live: the same, deciding.
-            cascade: the decision rule that `live` uses.
+            live: the guard.
             to_wire: image batch to what a client sends.
             eight_bit: whether that is whole numbers from 0 to 255.
 
         """
-        self._eight_bit = eight_bit
         self._live = live
         self._to_wire = to_wire
-        self.guard: GuardParts | None = GuardParts(served, live.calibration, cascade)
-        self._served = served
+        self._eight_bit = eight_bit
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of the classifier inside, [N, K]."""
-        return self._served.classify(x)
+        """The classifier's answers as logits [N, K], without gradients."""
+        # A copy: what came over a network cannot be written to.
+        return torch.tensor(self._live.compiled.cheap(self._to_wire(x.detach())).logits)
 
     def replies(self, x: Tensor) -> Replies:
         """Log-probabilities, and who was refused."""
         wire = self._to_wire(x)
         answer = self._live.screen(wire, [self._live.plan("")] * len(wire))
         refused = [one.verdict is Verdict.REJECT for one in answer.decisions]
-        return Replies(torch.from_numpy(log_softmax(answer.outputs)), torch.tensor(refused))
+        return Replies(torch.from_numpy(answer.log_probabilities), torch.tensor(refused))
 
     def judge(self, x: Tensor) -> Judged:
         """Verdicts of the live guard, and every statistic."""
@@ -170,7 +172,7 @@ class GuardedVictim:
         averaged, statistics = compiled.both(wire)
         return Judged(
             accepted=np.array([one.verdict is not Verdict.REJECT for one in answer.decisions]),
-            answered=answer.outputs.argmax(axis=1),
+            answered=answer.classes,
             bare=compiled.cheap(wire).logits.argmax(axis=1),
             averaged=averaged.argmax(axis=1),
             scores=np.array([FAULTED if d.score is None else d.score for d in answer.decisions]),
@@ -194,3 +196,52 @@ class GuardedVictim:
         if not self._live.compiled.certifies:
             return None
         return self._live.compiled.certify(self._to_wire(x), np.full(len(x), radius, np.float32))[1]
+
+
+class GuardedVictim:
+    """A bundle's guard: attacked through its graphs, judged by the code that serves it."""
+
+    differentiable = True
+
+    def __init__(
+        self,
+        served: ServedGuard,
+        live: LiveGuard,
+        cascade: Cascade,
+        to_wire: Callable[[Tensor], npt.NDArray[np.generic]],
+        *,
+        eight_bit: bool = False,
+    ) -> None:
+        """Bind the parts of one guard.
+
+        Args:
+            served: differentiable, as served; or around a stand-in for its classifier.
+            live: the same, deciding.
+            cascade: the decision rule that `live` uses.
+            to_wire: image batch to what a client sends.
+            eight_bit: whether that is whole numbers from 0 to 255.
+
+        """
+        self._answers = ServedVictim(live, to_wire, eight_bit=eight_bit)
+        self.guard: GuardParts | None = GuardParts(served, live.calibration, cascade)
+        self._served = served
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of the classifier inside, or of its stand-in, [N, K]."""
+        return self._served.classify(x)
+
+    def replies(self, x: Tensor) -> Replies:
+        """As `ServedVictim`."""
+        return self._answers.replies(x)
+
+    def judge(self, x: Tensor) -> Judged:
+        """As `ServedVictim`."""
+        return self._answers.judge(x)
+
+    def representable(self, x: Tensor, around: Tensor) -> Tensor:
+        """As `ServedVictim`."""
+        return self._answers.representable(x, around)
+
+    def leads(self, x: Tensor, radius: float) -> npt.NDArray[np.float32] | None:
+        """As `ServedVictim`."""
+        return self._answers.leads(x, radius)

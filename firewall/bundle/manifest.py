@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+import math
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, Spec
+from firewall.bundle.spec import (
+    GuardSpec,
+    InputSpec,
+    Preprocessing,
+    ScoreSpec,
+    Spec,
+    TensorSpec,
+)
 from firewall.documents import parse_json
 from firewall.errors import BundleMalformed, BundleVersion
 from firewall.validation import describe
@@ -27,9 +35,13 @@ class FileEntry(Spec):
 
 
 class ClassifierSpec(Spec):
-    """The classifier behind the guard."""
+    """The classifier behind the guard.
 
-    kind: Literal["embedded", "remote"]
+    `embedded` is part of the guard's graphs; `file` is the graph `model.onnx` beside them, as its
+    owner had it; `remote` is served elsewhere.
+    """
+
+    kind: Literal["embedded", "file", "remote"]
     #: Description for people.
     architecture: str = Field(max_length=256)
     classes: int = Field(ge=2, le=1_000_000)
@@ -74,8 +86,11 @@ class Manifest(Spec):
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     classifier: ClassifierSpec
     input: InputSpec
-    #: Name of the output tensor, [N, classes] FP32.
+    #: Name of the output tensor with the class scores, and how they are to be read.
     output: str = Field(default="logits", min_length=1, max_length=128)
+    scores: ScoreSpec = ScoreSpec()
+    #: Outputs of the classifier that pass through to clients as they are.
+    other_outputs: tuple[TensorSpec, ...] = Field(default=(), max_length=16)
     preprocessing: Preprocessing
     guard: GuardSpec
     threat_model: ThreatModel
@@ -83,6 +98,22 @@ class Manifest(Spec):
     promised_rate: float | None = Field(default=None, gt=0, lt=0.5)
     provenance: Provenance
     files: dict[str, FileEntry] = Field(max_length=64)
+
+    @property
+    def score_shape(self) -> tuple[int, ...]:
+        """Shape of one row's class scores, as clients see them."""
+        shape = self.scores.shape
+        return (self.classifier.classes,) if shape is None else shape
+
+    @model_validator(mode="after")
+    def _scores_fit(self) -> Self:
+        count = math.prod(self.score_shape)
+        if count != self.classifier.classes and (count, self.classifier.classes) != (1, 2):
+            raise ValueError(
+                f"scores: {list(self.score_shape)} holds {count} values a row for "
+                f"{self.classifier.classes} classes"
+            )
+        return self
 
     def to_json(self) -> bytes:
         """Serialise, as stored in a bundle and as signed."""

@@ -20,11 +20,12 @@ class InputSpec(Spec):
     """What clients send.
 
     The image batch x in [0, 1] is (wire - low) / (high - low), or wire * std + mean by channel
-    when `mean` and `std` are given.
+    when `mean` and `std` are given; they are in the wire's order of channels, x is always RGB.
     """
 
     name: str = Field(default="input", min_length=1, max_length=128)
     layout: Literal["NCHW", "NHWC"] = "NCHW"
+    channel_order: Literal["RGB", "BGR"] = "RGB"
     datatype: Literal["UINT8", "FP16", "FP32"] = "FP32"
     channels: Literal[1, 3, 4]
     height: int = Field(ge=4, le=4096)
@@ -36,6 +37,8 @@ class InputSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.channel_order == "BGR" and self.channels != 3:
+            raise ValueError(f"channel_order BGR takes 3 channels, not {self.channels}")
         if not self.low < self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
         if self.datatype == "UINT8" and (self.low, self.high) != (0.0, 255.0):
@@ -61,13 +64,37 @@ class InputSpec(Spec):
         return (self.height, self.width, self.channels)
 
 
+class TensorSpec(Spec):
+    """A tensor of the classifier's answer. `shape` is of one row; -1 is any size."""
+
+    name: str = Field(min_length=1, max_length=128)
+    datatype: str = Field(pattern=r"^(BOOL|U?INT(8|16|32|64)|FP(16|32|64))$")
+    shape: tuple[int, ...] = Field(max_length=8)
+
+
+class ScoreSpec(Spec):
+    """How the classifier answers its class scores, beside their name.
+
+    With one value a row (a binary head) the classes are two, and the value is the second one's.
+    """
+
+    #: What the values are: logits; probabilities that sum to 1; or probabilities of each class.
+    activation: Literal["logits", "softmax", "sigmoid"] = "logits"
+    datatype: Literal["FP16", "FP32", "FP64"] = "FP32"
+    #: Of one row, as clients see it; None is (classes,).
+    shape: tuple[int, ...] | None = Field(default=None, max_length=4)
+
+
 class Preprocessing(Spec):
-    """How an encoded image becomes a row: resize the shorter side (bicubic), crop the centre.
+    """How an encoded image becomes a row: resize (bicubic), then crop the centre.
 
     An image that already has the model's height and width is taken pixel for pixel.
     """
 
+    #: Pixels of the shorter side before the crop.
     resize: int = Field(ge=4, le=8192)
+    #: `squash` resizes to the model's height and width at once, whatever the proportions.
+    fit: Literal["crop", "squash"] = "crop"
 
 
 class StageSpec(Spec):

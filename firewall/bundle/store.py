@@ -263,7 +263,9 @@ def _check_names(manifest: Manifest, sizes: Mapping[str, int]) -> None:
     extra = sorted(found - set(manifest.files))
     if extra:
         raise BundleAltered(f"{extra[0]}: not in the manifest")
-    graphs = {"embedded": {"cheap.onnx"}, "remote": {"post.onnx"}}[manifest.classifier.kind]
+    graphs = {"embedded": {"cheap.onnx"}, "file": {"model.onnx"}}.get(
+        manifest.classifier.kind, set()
+    )
     for name in sorted(REQUIRED | graphs):
         if name not in manifest.files:
             raise BundleMalformed(f"manifest.json: a bundle has a file {name!r}")

@@ -35,6 +35,34 @@ Number = Annotated[int, typer.Argument(help="Number of the row, as list shows it
 _GRPC_PORT = 8081
 
 
+#: Flags of `connect`, each with a value.
+_CONNECTION = ("--address", "--ca", "--cert", "--key", "--token-file", "--timeout")
+
+
+def connection_first(arguments: list[str]) -> list[str]:
+    """Move the flags of `firewall admin` that say whom to ask in front of its command.
+
+    They belong to all of its commands, and people write them behind the command as often.
+
+    Args:
+        arguments: of the program; others than of `admin` are returned as they are.
+
+    """
+    if arguments[:1] != ["admin"]:
+        return arguments
+    moved: list[str] = []
+    rest: list[str] = []
+    waiting = iter(arguments[1:])
+    for one in waiting:
+        name, equals, _ = one.partition("=")
+        if name not in _CONNECTION:
+            rest.append(one)
+            continue
+        value = [] if equals else [next(waiting, "")]
+        moved += [one, *value]
+    return ["admin", *moved, *rest]
+
+
 @admin_app.callback()
 def connect(
     context: typer.Context,

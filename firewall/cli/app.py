@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from firewall import __version__
-from firewall.cli.admin import admin_app, token
+from firewall.cli.admin import admin_app, connection_first, token
 from firewall.cli.attack import attack
 from firewall.cli.calibrate import calibrate
 from firewall.cli.calibrate_monitor import calibrate_monitor
 from firewall.cli.evaluate import evaluate
 from firewall.cli.gan import gan_app
+from firewall.cli.guard import guard
 from firewall.cli.quarantine import quarantine_app
 from firewall.cli.serve import serve
 from firewall.cli.shared import (
@@ -29,17 +30,24 @@ from firewall.cli.shared import (
     PolicyFile,
     Trust,
     default_bundle,
-    default_bundle_in_a_process,
     open_checked,
     read_tls,
     read_token,
 )
 from firewall.cli.system_errors import database_error, os_error
 from firewall.cli.train import train
+from firewall.cli.upstream import (
+    UpstreamCa,
+    UpstreamTokenFile,
+    UpstreamUrl,
+    opened_upstream,
+)
 from firewall.errors import ConfigError, FirewallError
 
 if TYPE_CHECKING:
+    from firewall.bundle.store import Bundle
     from firewall.demo.story import Story
+    from firewall.screening.live import LiveGuard
 
 app = typer.Typer(
     name="firewall",
@@ -63,7 +71,7 @@ def main() -> None:
             # its number instead of ending the program.
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(args=connection_first(sys.argv[1:]))
     except FirewallError as error:
         print(f"firewall: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
@@ -136,7 +144,10 @@ def predict(
     model: Annotated[
         str, typer.Option(help="Name of the model (default: the only model served).")
     ] = "",
-    top_k: Annotated[int, typer.Option(min=1, help="Number of labels for each image.")] = 5,
+    top_k: Annotated[
+        int,
+        typer.Option(min=0, help="Labels for each image (0: five, or all where there are fewer)."),
+    ] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 30.0,
     authorities: Authorities = None,
     certificate: Certificate = None,
@@ -202,6 +213,9 @@ def screen(
         Path | None, typer.Option(help="Bundle (default: the default bundle).")
     ] = None,
     policy: PolicyFile = None,
+    upstream: UpstreamUrl = None,
+    upstream_ca: UpstreamCa = None,
+    upstream_token_file: UpstreamTokenFile = None,
     trust: Trust = None,
     pixels: Annotated[
         Path | None,
@@ -219,12 +233,7 @@ def screen(
     the pixels that the guard saw, after decoding, resizing and cropping. Exits with 1 when a file
     could not be read.
     """
-    from firewall.bundle.signing import trusted_keys
-    from firewall.bundle.store import open_bundle
-    from firewall.decoding.pixels import write_png
     from firewall.screening.load import load_guard
-    from firewall.screening.offline import Row, rows
-    from firewall.screening.offline import screen as screen_rows
     from firewall.screening.policy import Policy
 
     if pixels is not None:
@@ -232,8 +241,20 @@ def screen(
             pixels.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--pixels: {pixels}: {error.strerror}") from error
-    opened = open_bundle(bundle or default_bundle_in_a_process(), trusted_keys(trust or ()))
-    guard = load_guard(opened, Policy.of(policy, None, None))
+    opened = open_checked(bundle, trust)
+    with opened_upstream(opened.manifest, upstream, upstream_ca, upstream_token_file) as classifier:
+        guard = load_guard(opened, Policy.of(policy, None, None), classifier=classifier)
+        failed = _screen(opened, guard, paths, pixels)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _screen(opened: Bundle, guard: LiveGuard, paths: list[Path], pixels: Path | None) -> bool:
+    """Print a line for each image; returns whether one could not be read."""
+    from firewall.decoding.pixels import write_png
+    from firewall.screening.offline import Row, rows
+    from firewall.screening.offline import screen as screen_rows
+
     labels = opened.labels
     failed = False
     source = rows(paths, opened.manifest.input, opened.manifest.preprocessing)
@@ -258,8 +279,7 @@ def screen(
             except OSError as error:
                 raise ConfigError(f"--pixels: {pixels}: {error.strerror}") from error
         print(json.dumps(line, allow_nan=False), flush=True)
-    if failed:
-        raise typer.Exit(1)
+    return failed
 
 
 @app.command()
@@ -285,6 +305,7 @@ def plugins(as_json: Json = False) -> None:
 
 
 app.command()(attack)
+app.command()(guard)
 app.command()(calibrate)
 app.command("calibrate-monitor")(calibrate_monitor)
 app.command()(evaluate)
@@ -314,18 +335,40 @@ def bundle_verify(
     path: Annotated[
         Path | None, typer.Argument(help="Bundle (default: the default bundle).")
     ] = None,
+    upstream: UpstreamUrl = None,
+    upstream_ca: UpstreamCa = None,
+    upstream_token_file: UpstreamTokenFile = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Check everything about a bundle: signature, files, graphs, and the bundle's self-test."""
+    """Check everything about a bundle: signature, files, graphs, and the bundle's self-test.
+
+    A bundle of a served classifier tests itself on recorded answers; with --upstream, the
+    classifier is asked whether it still answers the same.
+    """
+    import numpy as np
+
+    from firewall.screening.classifier import Answers, Replay
     from firewall.screening.load import load_guard, read_selftest
     from firewall.screening.policy import Policy
+    from firewall.screening.selftest import same_classifier
+    from firewall.screening.split import SplitGuard
 
     opened = open_checked(path, trust)
+    stored = read_selftest(opened)
     # Off: whether a rate can be promised is between a policy and its operator.
-    guard = load_guard(opened, Policy(mode="off"))
-    read_selftest(opened).run(guard.compiled)
+    off = Policy(mode="off")
     manifest = opened.manifest
+    if manifest.classifier.kind == "remote" and upstream is None:
+        # Nobody is asked: the self-test replays what the classifier answered.
+        stand_in = Replay(Answers(np.empty((0, *manifest.score_shape), np.float32)))
+        stored.run(load_guard(opened, off, classifier=stand_in).compiled)
+    else:
+        with opened_upstream(manifest, upstream, upstream_ca, upstream_token_file) as classifier:
+            compiled = load_guard(opened, off, classifier=classifier).compiled
+            stored.run(compiled)
+            if isinstance(compiled, SplitGuard) and compiled.remote:
+                same_classifier(stored, compiled)
     if as_json:
         body = {
             "name": manifest.name,

@@ -10,16 +10,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from firewall.cli import describing
+from firewall.cli.describing import (
+    Activation,
+    ChannelOrder,
+    Layout,
+    Mean,
+    Output,
+    Preset,
+    Shape,
+    Std,
+    refuse_description,
+    source_options,
+)
 from firewall.cli.shared import Json, Trust, open_checked
+from firewall.cli.upstream import (
+    UpstreamCa,
+    UpstreamTokenFile,
+    UpstreamUrl,
+    bundle_target,
+    upstream_settings,
+)
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from firewall.attack.live import Range
     from firewall.attack.one import Order, Outcome
     from firewall.attack.oracle import Replies
     from firewall.attack.victim import Victim
-    from firewall.bundle.spec import InputSpec
+    from firewall.bundle.spec import InputSpec, Preprocessing
+    from firewall.sources.options import SourceOptions
+    from firewall.upstream.settings import UpstreamSettings
 
 
 def attack(
@@ -73,25 +96,18 @@ def attack(
     surrogate: Annotated[
         Path | None, typer.Option(help="For transfer: .onnx file of your own model, to forge on.")
     ] = None,
-    shape: Annotated[
-        str, typer.Option(help="For an .onnx target: channels,height,width of its input.")
-    ] = "3,224,224",
-    low: Annotated[
-        float, typer.Option(help="For grpc://: value that the server takes for 0.")
-    ] = 0.0,
-    high: Annotated[
-        float | None,
-        typer.Option(
-            help="For grpc://: value that the server takes for 1 (default: 255 for UINT8, else 1)."
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(help="For grpc://: mean of each channel, instead of --low and --high."),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="For grpc://: standard deviation of each channel.")
-    ] = None,
+    preset: Preset = None,
+    mean: Mean = None,
+    std: Std = None,
+    value_range: describing.Range = None,
+    channel_order: ChannelOrder = None,
+    layout: Layout = None,
+    shape: Shape = None,
+    output: Output = None,
+    activation: Activation = None,
+    upstream: UpstreamUrl = None,
+    upstream_ca: UpstreamCa = None,
+    upstream_token_file: UpstreamTokenFile = None,
     blocks: Annotated[
         bool,
         typer.Option(help="Stop at the first refusal, as if the server had blocked the client."),
@@ -131,10 +147,17 @@ def attack(
     )  # fmt: skip
     if out.suffix not in (".png", ".npy"):
         raise ConfigError(f"--out: {out}; expected a .png or .npy file")
-    values = (low, high, _numbers("mean", mean), _numbers("std", std))
-    victim, replies, spec, close = _target(target, shape, trust, values, timeout)
+    options = source_options(
+        preset=preset, mean=mean, std=std, value_range=value_range, channel_order=channel_order,
+        layout=layout, shape=shape, output=output, activation=activation,
+    )  # fmt: skip
+    where = None
+    if upstream is not None:
+        where = upstream_settings(upstream, upstream_ca, upstream_token_file)
+    aim = _target(target, options, trust, where, surrogate, timeout)
+    victim, replies, spec, preprocessing, close = aim
     try:
-        x = _image(image, spec)
+        x = _image(image, spec, preprocessing)
         outcome = forge(
             order,
             x,
@@ -142,7 +165,7 @@ def attack(
             victim=victim,
             surrogate=_surrogate(surrogate, spec),
             label=label,
-            start=_start(start, x, spec, order),
+            start=_start(start, x, spec, preprocessing, order),
         )
     finally:
         close()
@@ -152,59 +175,80 @@ def attack(
 
 def _target(
     target: str,
-    shape: str,
+    options: SourceOptions,
     trust: list[str] | None,
-    values: tuple[float, float | None, tuple[float, ...] | None, tuple[float, ...] | None],
+    upstream: UpstreamSettings | None,
+    surrogate: Path | None,
     timeout: float,
-) -> tuple[Victim | None, Callable[[Tensor], Replies], InputSpec, Callable[[], None]]:
-    """The network itself where there is one, how to ask it, its input, and how to hang up."""
-    from firewall.bundle.spec import InputSpec
+) -> tuple[
+    Victim | None,
+    Callable[[Tensor], Replies],
+    InputSpec,
+    Preprocessing | None,
+    Callable[[], None],
+]:
+    """Open what is attacked.
+
+    Returns:
+        The network itself where there is one, how to ask it, its input, how images become rows
+        where the target says so, and how to hang up.
+
+    """
     from firewall.evaluation.onnx_target import OnnxTarget
-    from firewall.evaluation.target import BundleTarget
 
-    if "://" in target:
-        from firewall.attack.live import Range, connect
-
-        live = connect(target, Range(*values), timeout=timeout)
-        return None, live, live.spec, live.close
     path = Path(target)
+    if upstream is not None and ("://" in target or path.suffix == ".onnx"):
+        raise ConfigError("--upstream: is for a bundle of a served classifier")
+    if "://" in target:
+        from firewall.attack.live import connect
+
+        live = connect(target, _range(options), timeout=timeout)
+        return None, live, live.spec, None, live.close
     if path.suffix == ".onnx":
-        size = _shape(shape)
-        classifier = OnnxTarget.read(path, size)
+        classifier = OnnxTarget.read(path, None, options)
         if classifier.note is not None:
             print(classifier.note, file=sys.stderr)
         victim = classifier.victim(0.01)
-        try:
-            spec = InputSpec.model_validate(
-                dict(zip(("channels", "height", "width"), size, strict=True))
-            )
-        except ValueError as error:
-            raise ConfigError(f"--shape: {shape!r}; expected 1, 3 or 4 channels, 4 to 4096 pixels "
-                              "a side") from error  # fmt: skip
-        return victim, victim.replies, spec, lambda: None
+        return victim, victim.replies, classifier.spec, None, lambda: None
+    refuse_description(options, "the bundle says how its classifier is fed")
     bundle = open_checked(path, trust)
-    victim = BundleTarget(bundle).victim(0.01)
-    return victim, victim.replies, bundle.manifest.input, lambda: None
+    aim = bundle_target(bundle, upstream, [] if surrogate is None else [surrogate])
+    manifest = bundle.manifest
+    victim = aim.victim(manifest.promised_rate or 0.01)
+    known = victim if victim.differentiable else None
+    return known, victim.replies, manifest.input, manifest.preprocessing, lambda: None
 
 
-def _shape(text: str) -> tuple[int, int, int]:
-    try:
-        channels, height, width = (int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--shape: {text!r}; expected channels,height,width") from None
-    return channels, height, width
+def _range(options: SourceOptions) -> Range:
+    """Values of a served model's input, which its protocol does not say.
+
+    Raises:
+        ConfigError: an option is given that a served model answers itself.
+
+    """
+    from firewall.attack.live import Range
+
+    for flag, value in (
+        ("--layout", options.layout), ("--shape", options.shape), ("--output", options.output),
+        ("--activation", options.activation),
+    ):  # fmt: skip
+        if value is not None:
+            raise ConfigError(f"{flag}: does not apply; a served model describes itself")
+    normalisation = options.normalisation
+    order = options.channel_order or "RGB"
+    if normalisation is None:
+        return Range(channel_order=order)
+    low, high = normalisation.low, normalisation.high
+    if normalisation.mean is None or normalisation.std is None:
+        return Range(low, high, channel_order=normalisation.channel_order)
+    return Range(
+        mean=tuple((value - low) / (high - low) for value in normalisation.mean),
+        std=tuple(value / (high - low) for value in normalisation.std),
+        channel_order=normalisation.channel_order,
+    )
 
 
-def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--{flag}: {text!r}; expected numbers, one a channel") from None
-
-
-def _image(path: Path, spec: InputSpec) -> Tensor:
+def _image(path: Path, spec: InputSpec, preprocessing: Preprocessing | None) -> Tensor:
     """A file as [1, C, H, W] in [0, 1], of the target's size."""
     import numpy as np
     import torch
@@ -228,10 +272,11 @@ def _image(path: Path, spec: InputSpec) -> Tensor:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    # As most models are fed: an eighth more than the crop.
+    # Where the target does not say: as most models are fed, an eighth more than the crop.
     resize = max(4, round(min(spec.height, spec.width) * 256 / 224))
+    prepared = preprocessing or Preprocessing(resize=resize)
     try:
-        pixels = decode_image(data, spec, Preprocessing(resize=resize), field=str(path))
+        pixels = decode_image(data, spec, prepared, field=str(path))
     except InvalidInput as error:
         raise ConfigError(str(error)) from error
     return torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
@@ -242,17 +287,19 @@ def _surrogate(path: Path | None, spec: InputSpec) -> Any:
         return None
     from firewall.evaluation.onnx_target import OnnxTarget
 
-    return OnnxTarget.read(path, (spec.channels, spec.height, spec.width)).victim(0.01).logits
+    return OnnxTarget.read(path, (spec.channels, spec.height, spec.width)).module()
 
 
-def _start(text: str, x: Tensor, spec: InputSpec, order: Order) -> Tensor | None:
+def _start(
+    text: str, x: Tensor, spec: InputSpec, preprocessing: Preprocessing | None, order: Order
+) -> Tensor | None:
     import torch
 
     if text == "image":
         return None
     if text == "noise":
         return torch.rand(x.shape, generator=torch.Generator().manual_seed(order.seed))
-    return _image(Path(text), spec)
+    return _image(Path(text), spec, preprocessing)
 
 
 def _save(x: Tensor, out: Path) -> None:

@@ -1,45 +1,45 @@
-"""`firewall calibrate`: guard a served classifier, or recalibrate a guard on its own traffic."""
+"""`firewall calibrate`: another calibration of an existing bundle."""
 
 from __future__ import annotations
 
 import json
-import sys
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firewall.cli.shared import Json, Trust
-from firewall.cli.upstream import UpstreamCa, UpstreamTokenFile, upstream_settings
-from firewall.errors import ConfigError
+from firewall.cli.shared import Json, Trust, open_checked
+from firewall.cli.upstream import (
+    UpstreamCa,
+    UpstreamTokenFile,
+    UpstreamUrl,
+    opened_upstream,
+)
+from firewall.errors import ConfigError, SampleTooSmall
 
 if TYPE_CHECKING:
-    from firewall.bundle.spec import GuardSpec, InputSpec
-    from firewall.protocol.tensors import TensorInfo
+    from firewall.bundle.store import Bundle
+
+#: Rates that are tried after the bundle's own, where none was asked for.
+_RATES = (0.01, 0.02, 0.05, 0.1)
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle to calibrate anew; it is not changed.")],
     images: Annotated[
         list[Path] | None,
         typer.Argument(
             help="Clean images as clients send them: files, folders, or .npz files with an array x."
         ),
     ] = None,
-    upstream: Annotated[
-        str | None,
-        typer.Option(
-            help="The classifier: grpc://host:port/model, or http://host:port/v2/models/NAME; "
-            "grpcs:// and https:// use TLS."
-        ),
-    ] = None,
-    upstream_ca: UpstreamCa = None,
-    upstream_token_file: UpstreamTokenFile = None,
+    out: Annotated[Path, typer.Option(help="New folder for the bundle.")] = Path("calibrated"),
     from_quarantine: Annotated[
         str | None,
         typer.Option(
-            help="Recalibrate --bundle on the quarantine at this URL: accepted rows that serve "
-            "--quarantine-sample kept, and refused rows that were labelled clean."
+            help="In place of images: the quarantine at this URL. Accepted rows that serve "
+            "--quarantine-sample kept count, and refused rows that were labelled clean."
         ),
     ] = None,
     quarantine_images: Annotated[
@@ -48,105 +48,124 @@ def calibrate(
             help="Folder of quarantined images, as given to serve (default: beside the database)."
         ),
     ] = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(help="With --from-quarantine: the bundle to recalibrate. It is not changed."),
-    ] = None,
+    upstream: UpstreamUrl = None,
+    upstream_ca: UpstreamCa = None,
+    upstream_token_file: UpstreamTokenFile = None,
     trust: Trust = None,
-    stages: Annotated[
-        Path | None,
-        typer.Option(help="TOML file with the stages of a recipe (default: a built-in guard)."),
-    ] = None,
     false_positive_rate: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=1e-6, max=0.5, help="False-positive rate that the guard must be able to promise."
+            min=1e-6,
+            max=0.4,
+            help="False-positive rate that the guard must be able to promise (default: the "
+            "bundle's own, or the next higher one that the images allow).",
         ),
-    ] = 0.01,
-    value_range: Annotated[
-        str, typer.Option("--range", help="Range of the pixel values that clients send: low,high.")
-    ] = "0,1",
-    mean: Annotated[
-        str | None, typer.Option(help="Mean of each channel, if inputs are normalised.")
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(help="Standard deviation of each channel, if inputs are normalised."),
-    ] = None,
-    probabilities: Annotated[
-        bool,
-        typer.Option("--probabilities", help="The classifier answers probabilities, not logits."),
-    ] = False,
-    labels: Annotated[
-        Path | None, typer.Option(help="Class names, one per line (default: numbers).")
-    ] = None,
-    resize: Annotated[
-        int | None,
-        typer.Option(min=4, help="Shorter side of encoded images in pixels, before the crop."),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the bundle (default: that of the classifier).")
     ] = None,
     version: Annotated[
-        str | None, typer.Option(help="Version of the bundle (default: 1, or the next number).")
+        str | None, typer.Option(help="Version of the bundle (default: the next number).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the random draws.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Calibrate a guard for a served classifier, whose weights are not needed.
+    """Calibrate a bundle anew, on images of your own or on the traffic that it has screened.
 
-    With --from-quarantine, recalibrate an existing guard on the traffic that it has screened.
+    Graphs and figures stay; only the reference distributions change. `firewall guard` makes a
+    bundle.
     """
-    if from_quarantine is not None:
-        if images or bundle is None:
-            raise ConfigError("--from-quarantine: goes with --bundle, and without images")
-        from firewall.cli.recalibrate import recalibrate_bundle
-
-        found = recalibrate_bundle(
-            bundle, from_quarantine, quarantine_images, out,
-            trust=trust, version=version, rate=false_positive_rate, seed=seed,
-            upstream=None
-            if upstream is None
-            else upstream_settings(upstream, upstream_ca, upstream_token_file),
-        )  # fmt: skip
-        if as_json:
-            print(json.dumps(found, allow_nan=False))
-        else:
-            print(f"{out}: version {found['version']}, calibrated on {found['images']} rows")
-        return
-    if upstream is None or not images:
-        raise ConfigError("calibrate: expected images and --upstream, or --from-quarantine")
-    if bundle is not None:
-        raise ConfigError("--bundle: is for --from-quarantine")
-    try:
-        from firewall.stages.registry import Registry
-        from firewall.train.calibrate_remote import DEFAULT, RemoteIdentity, calibrate_remote
-    except ImportError as error:
-        raise ConfigError(
-            "calibrate: needs more packages; pip install 'robustness-firewall[train]'"
-        ) from error
+    if bool(images) is (from_quarantine is not None):
+        raise ConfigError("calibrate: expected images, or --from-quarantine, and not both")
     import numpy as np
 
     from firewall.bundle.signing import user_signer
-    from firewall.bundle.spec import Preprocessing
-    from firewall.screening.offline import rows
-    from firewall.upstream.client import Upstream, describe
+    from firewall.bundle.store import write_bundle
+    from firewall.screening.calibration import Calibration
+    from firewall.screening.load import open_graphs
+    from firewall.screening.recalibrate import recalibrate
 
     if out.exists():
         raise ConfigError(f"--out: {out} exists; name a new folder")
-    settings = upstream_settings(upstream, upstream_ca, upstream_token_file)
-    source, given, platform = describe(settings)
-    spec = _input_spec(source, value_range, mean, std)
-    classes = given.shape[-1]
-    if len(given.shape) != 2 or classes < 2:
-        raise ConfigError(
-            f"upstream: output {given.name!r} is {list(given.shape)}; expected [rows, classes]"
+    opened = open_checked(bundle, trust)
+    manifest = opened.manifest
+    rows = (
+        _of_images(opened, images or [])
+        if from_quarantine is None
+        else _of_quarantine(opened, from_quarantine, quarantine_images)
+    )
+    wire = np.stack(rows) if rows else np.empty((0, *manifest.input.shape))
+    with opened_upstream(manifest, upstream, upstream_ca, upstream_token_file) as classifier:
+        graphs = open_graphs(opened, classifier=classifier)
+        rate = _rate(false_positive_rate, manifest.promised_rate, len(wire))
+        calibration = recalibrate(
+            Calibration.from_json(opened.files["calibration.json"]), graphs, wire,
+            rate=rate, rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    what = "images" if from_quarantine is None else "rows of traffic"
+    note = (
+        f"\n## Calibrated anew\n\nOn {now} by {len(wire)} {what}, from version "
+        f"{manifest.version} (bundle {opened.digest[:12]}), for a false-positive rate of "
+        f"{rate:g}. The graphs are the same; figures above are from before.\n"
+    )
+    data = {**manifest.provenance.data, "recalibrated-from": (opened.digest,)}
+    changed = manifest.model_copy(
+        update={
+            "version": version or _next(manifest.version),
+            "promised_rate": rate,
+            "provenance": manifest.provenance.model_copy(update={"created": now, "data": data}),
+        }
+    )
+    files = {
+        **opened.files,
+        "calibration.json": calibration.to_json(),
+        "MODEL_CARD.md": opened.files["MODEL_CARD.md"] + note.encode(),
+    }
+    digest = write_bundle(out, changed, files, user_signer())
+    if as_json:
+        body = {
+            "bundle": str(out), "digest": digest, "version": changed.version, "images": len(wire),
+            "false_positive_rate": rate,
+        }  # fmt: skip
+        print(json.dumps(body, allow_nan=False))
+    else:
+        print(
+            f"{out}: version {changed.version}, calibrated on {len(wire)} {what} for a "
+            f"false-positive rate of {rate:g}"
         )
-    side = min(spec.height, spec.width)
-    preprocessing = Preprocessing(resize=resize or side)
+
+
+def _rate(asked: float | None, promised: float | None, rows: int) -> float:
+    """The rate to calibrate for: that which was asked for, or the best that can be promised.
+
+    Raises:
+        SampleTooSmall: none can be.
+
+    """
+    from firewall.screening.calibration import least_sample
+
+    if asked is not None:
+        return asked
+    own = promised or _RATES[0]
+    for rate in (own, *(one for one in _RATES if one > own)):
+        if rows // 2 >= least_sample(rate):
+            return rate
+    raise SampleTooSmall(
+        f"images: {rows} cannot promise a false-positive rate of {_RATES[-1]:g}; expected at "
+        f"least {2 * least_sample(_RATES[-1])}"
+    )
+
+
+def _of_images(opened: Bundle, images: list[Path]) -> list[Any]:
+    """Rows of image files.
+
+    Raises:
+        ConfigError: a file cannot be read; the first five are named.
+
+    """
+    from firewall.screening.offline import rows
+
     wire: list[Any] = []
     problems: list[str] = []
-    for row in rows(images, spec, preprocessing):
+    for row in rows(images, opened.manifest.input, opened.manifest.preprocessing):
         if row.wire is None:
             problems.append(f"{row.path}: {row.error}")
         else:
@@ -154,114 +173,53 @@ def calibrate(
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ConfigError(f"images: {'; '.join(problems[:5])}{more}")
-    classifier = Upstream(settings, input_name=source.name, output=given.name)
+    return wire
+
+
+def _of_quarantine(opened: Bundle, database: str, images: str | None) -> list[Any]:
+    """Rows that were kept of the traffic, in so far as they are known to be clean.
+
+    Refused rows count where a person has named their class: to leave them all out would make the
+    guard stricter each time. Refused rows that nobody has reviewed are therefore an error.
+
+    Raises:
+        ConfigError: sampled rows wait for review, or are of another shape.
+
+    """
+    from firewall.quarantine.opening import open_resolved
+    from firewall.screening.verdict import Verdict
+
+    manifest = opened.manifest
+    store = open_resolved(
+        database, images, flags=("--from-quarantine", "--quarantine-images"), access="read"
+    )
+    rows: list[Any] = []
+    waiting = 0
     try:
-        digest = calibrate_remote(
-            out,
-            classifier,
-            np.stack(wire) if wire else np.empty((0, *spec.shape)),
-            RemoteIdentity(
-                name=name or settings.model,
-                version=version or "1",
-                architecture=f"served elsewhere{f', {platform}' if platform else ''}",
-                labels=_labels(labels, classes),
-                output=given.name,
-                probabilities=probabilities,
-                seed=seed,
-            ),
-            spec,
-            preprocessing,
-            user_signer(),
-            Registry.discover(),
-            guard_spec=DEFAULT if stages is None else _stages(stages),
-            rate=false_positive_rate,
-            progress=lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        for record in store.traffic(manifest.name):
+            if record.label is None and record.verdict != Verdict.ACCEPT.value:
+                waiting += 1
+            elif record.label != "":
+                wire = store.image(record)
+                if wire.shape != manifest.input.shape:
+                    raise ConfigError(
+                        f"--from-quarantine: row {record.id} is {list(wire.shape)}; the bundle "
+                        f"takes {list(manifest.input.shape)}"
+                    )
+                rows.append(wire)
     finally:
-        classifier.close()
-    if as_json:
-        print(
-            json.dumps({"bundle": str(out), "digest": digest, "images": len(wire)}, allow_nan=False)
-        )
-    else:
-        print(f"{out}: firewall serve {out} --upstream {upstream}")
-
-
-def _input_spec(
-    source: TensorInfo, value_range: str, mean: str | None, std: str | None
-) -> InputSpec:
-    """Combine the server's description of its input with the options that complete it."""
-    from pydantic import ValidationError
-
-    from firewall.bundle.spec import InputSpec
-    from firewall.validation import describe
-
-    shape = source.shape[1:]
-    if len(source.shape) != 4 or min(shape) < 1:
+        store.close()
+    if waiting:
         raise ConfigError(
-            f"upstream: input {source.name!r} is {list(source.shape)}; expected [rows, channels, "
-            "height, width] or [rows, height, width, channels] with fixed sizes"
+            f"--from-quarantine: {waiting} sampled rows were refused and nobody has looked at "
+            "them; firewall quarantine label says which are clean"
         )
-    first = shape[0] in (1, 3, 4)
-    if not first and shape[2] not in (1, 3, 4):
-        raise ConfigError(
-            f"upstream: input {source.name!r} is {list(source.shape)}; where are its channels?"
-        )
-    low, high = _numbers(value_range, "--range", 2)
-    body: dict[str, Any] = {
-        "name": source.name,
-        "layout": "NCHW" if first else "NHWC",
-        "datatype": source.datatype,
-        "channels": shape[0] if first else shape[2],
-        "height": shape[1] if first else shape[0],
-        "width": shape[2] if first else shape[1],
-    }
-    if source.datatype == "UINT8":
-        low, high = 0.0, 255.0
-    if mean is not None or std is not None:
-        body |= {
-            "mean": None if mean is None else _numbers(mean, "--mean", body["channels"]),
-            "std": None if std is None else _numbers(std, "--std", body["channels"]),
-        }
-    else:
-        body |= {"low": low, "high": high}
-    try:
-        return InputSpec.model_validate(body)
-    except ValidationError as error:
-        raise ConfigError(f"upstream: {describe(error)}") from error
+    return rows
 
 
-def _numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) != count:
-        raise ConfigError(f"{flag}: {text!r}; expected {count} numbers with commas between")
-    return found
-
-
-def _labels(path: Path | None, classes: int) -> tuple[str, ...]:
-    if path is None:
-        return tuple(str(number) for number in range(classes))
-    from firewall.documents import read_text
-
-    found = tuple(read_text(path, "--labels").splitlines())
-    if len(found) != classes:
-        raise ConfigError(f"--labels: {path} has {len(found)} lines; the classifier {classes}")
-    return found
-
-
-def _stages(path: Path) -> GuardSpec:
-    from pydantic import ValidationError
-
-    from firewall.bundle.spec import GuardSpec
-    from firewall.documents import parse_toml
-    from firewall.validation import describe
-
-    try:
-        return GuardSpec.model_validate(parse_toml(path.read_bytes(), f"--stages: {path}"))
-    except OSError as error:
-        raise ConfigError(f"--stages: {path} cannot be read") from error
-    except ValidationError as error:
-        raise ConfigError(f"--stages: {path}: {describe(error)}") from error
+def _next(version: str) -> str:
+    """The last number one higher; where there is none, a `.1` behind it."""
+    found = re.search(r"(\d+)(\D*)$", version)
+    if found is None:
+        return f"{version}.1"
+    return f"{version[: found.start()]}{int(found[1]) + 1}{found[2]}"

@@ -10,6 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from firewall.cli.shared import Json, Trust, open_checked
+from firewall.cli.upstream import (
+    UpstreamCa,
+    UpstreamTokenFile,
+    UpstreamUrl,
+    opened_upstream,
+)
 from firewall.errors import ConfigError
 
 
@@ -43,6 +49,9 @@ def calibrate_monitor(
         int, typer.Option(min=10, help="Number of requests in the calibration stream.")
     ] = 20_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random draws.")] = 0,
+    upstream: UpstreamUrl = None,
+    upstream_ca: UpstreamCa = None,
+    upstream_token_file: UpstreamTokenFile = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +65,6 @@ def calibrate_monitor(
     from firewall.documents import parse_json
     from firewall.monitors.calibrate import calibrate
     from firewall.monitors.registry import MonitorRegistry
-    from firewall.screening.compiled import log_softmax
     from firewall.screening.load import load_guard
     from firewall.screening.offline import rows
     from firewall.screening.policy import Policy
@@ -68,7 +76,6 @@ def calibrate_monitor(
         raise ConfigError(f"--config: {config!r}; expected an object")
     opened = open_checked(bundle, trust)
     spec = opened.manifest.input
-    guard = load_guard(opened, Policy(mode="off"))
     wire: list[Any] = []
     for row in rows(images, spec, opened.manifest.preprocessing):
         if row.wire is None:
@@ -78,15 +85,18 @@ def calibrate_monitor(
         raise ConfigError(f"images: {len(wire)}; expected at least 2, and better thousands")
     clean = np.rint(pixels(np.stack(wire), spec) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
-    def look(some: Any) -> Any:
-        sent = to_wire(some, spec)
-        answer = guard.screen(sent, [guard.plan("")] * len(sent))
-        return pixels(sent, spec), log_softmax(answer.outputs)
+    with opened_upstream(opened.manifest, upstream, upstream_ca, upstream_token_file) as classifier:
+        guard = load_guard(opened, Policy(mode="off"), classifier=classifier)
 
-    found = calibrate(
-        MonitorRegistry.discover(), plugin, given, clean, look,
-        rate=false_alarms, count=requests, seed=seed,
-    )  # fmt: skip
+        def look(some: Any) -> Any:
+            sent = to_wire(some, spec)
+            answer = guard.screen(sent, [guard.plan("")] * len(sent))
+            return pixels(sent, spec), answer.log_probabilities
+
+        found = calibrate(
+            MonitorRegistry.discover(), plugin, given, clean, look,
+            rate=false_alarms, count=requests, seed=seed,
+        )  # fmt: skip
     if as_json:
         print(json.dumps({
             "name": name, "plugin": plugin, "threshold": found.threshold, "config": found.config,

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from firewall.cli.describing import (
+    Activation,
+    ChannelOrder,
+    Layout,
+    Mean,
+    Output,
+    Preset,
+    Range,
+    Std,
+    refuse_description,
+    source_options,
+)
 from firewall.cli.shared import Json, Trust, open_checked
+from firewall.cli.upstream import (
+    UpstreamCa,
+    UpstreamTokenFile,
+    UpstreamUrl,
+    bundle_target,
+    upstream_settings,
+)
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
 
     from firewall.evaluation.request import Request
     from firewall.evaluation.target import Target
@@ -28,7 +50,7 @@ def evaluate(
         Path, typer.Option(help="Clean images: an .npz file with arrays x (images) and y (labels).")
     ],
     suite: Annotated[
-        str, typer.Option(help="Attacks to run: static, black-box, adaptive or full.")
+        str, typer.Option(help="Attacks to run: quick, static, black-box, adaptive or full.")
     ] = "full",
     norm: Annotated[str, typer.Option(help="Norm of the perturbations: linf or l2.")] = "linf",
     eps: Annotated[
@@ -39,8 +61,12 @@ def evaluate(
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the attacks' random draws.")] = 0,
     false_positive_rate: Annotated[
-        float, typer.Option(help="False-positive rate at which the guard decides.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="False-positive rate at which the guard decides (default: the one that the "
+            "bundle was made for, else 0.01)."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of iterated attacks.")] = 50,
     queries: Annotated[
         int, typer.Option(min=1, help="Queries for each row that black-box attacks may make.")
@@ -60,15 +86,28 @@ def evaluate(
     out: Annotated[
         Path, typer.Option(help="Folder for the results; an evaluation in it is resumed.")
     ] = Path("evaluation"),
+    upstream: UpstreamUrl = None,
+    upstream_ca: UpstreamCa = None,
+    upstream_token_file: UpstreamTokenFile = None,
+    preset: Preset = None,
+    mean: Mean = None,
+    std: Std = None,
+    value_range: Range = None,
+    channel_order: ChannelOrder = None,
+    layout: Layout = None,
+    output: Output = None,
+    activation: Activation = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Attack a bundle with a suite of attacks; writes evaluation.json and report.html."""
     try:
+        from firewall.evaluation.onnx_target import OnnxTarget
         from firewall.evaluation.provenance import provenance
         from firewall.evaluation.report import write_report
         from firewall.evaluation.request import Request
         from firewall.evaluation.run import evaluate as run
+        from firewall.evaluation.target import BundleTarget
     except ImportError as error:
         raise ConfigError(
             "evaluate: attacks need torch and matplotlib; "
@@ -76,10 +115,30 @@ def evaluate(
         ) from error
     from firewall.train.data import load_npz
 
-    request = Request(suite, norm, eps, seed, false_positive_rate, steps, queries)
+    request = Request(suite, norm, eps, seed, false_positive_rate or 0.01, steps, queries)
     x, y = load_npz(data)
     x, y = x[:n], y[:n]
-    aim = _target(target, x.shape, trust)
+    options = source_options(
+        preset=preset, mean=mean, std=std, value_range=value_range, channel_order=channel_order,
+        layout=layout, output=output, activation=activation,
+    )  # fmt: skip
+    aim: Target
+    if target.suffix == ".onnx":
+        if upstream is not None:
+            raise ConfigError("--upstream: is for a bundle of a served classifier")
+        aim = OnnxTarget.read(target, (x.shape[1], x.shape[2], x.shape[3]), options, _sample(x))
+    else:
+        refuse_description(options, "the bundle says how its classifier is fed")
+        bundle = open_checked(target, trust)
+        where = None
+        if upstream is not None:
+            where = upstream_settings(upstream, upstream_ca, upstream_token_file)
+        if where is not None and jobs > 1:
+            raise ConfigError("--jobs: a served classifier is asked by one process; leave it out")
+        aim = bundle_target(bundle, where, surrogate or [])
+    promised = aim.bundle.manifest.promised_rate if isinstance(aim, BundleTarget) else None
+    if false_positive_rate is None and promised is not None:
+        request = replace(request, rate=promised)
     if aim.note is not None:
         print(aim.note, file=sys.stderr, flush=True)
     done = run(
@@ -118,13 +177,10 @@ def evaluate(
     )
 
 
-def _target(path: Path, shape: tuple[int, ...], trust: list[str] | None) -> Target:
-    from firewall.evaluation.onnx_target import OnnxTarget
-    from firewall.evaluation.target import BundleTarget
+def _sample(x: npt.NDArray[np.float32]) -> Tensor:
+    import torch
 
-    if path.suffix != ".onnx":
-        return BundleTarget(open_checked(path, trust))
-    return OnnxTarget.read(path, (shape[1], shape[2], shape[3]))
+    return torch.from_numpy(x[:16])
 
 
 def _surrogates(

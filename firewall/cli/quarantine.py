@@ -72,18 +72,28 @@ def list_rows(
 def show(
     database: Database,
     number: Number,
-    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file for the image (default: the row alone).")
+    ] = None,
     bundle: Annotated[
-        Path, typer.Option(help="The bundle that refused the row, or one with the same input.")
-    ],
+        Path | None,
+        typer.Option(
+            help="With --out: the bundle that refused the row, or one with the same input."
+        ),
+    ] = None,
     images: Images = None,
     trust: Trust = None,
 ) -> None:
-    """Write the image of a row, and print the row as JSON."""
+    """Print a row as JSON, and write its image."""
     from firewall.quarantine.review import write_image
 
+    if (out is None) is not (bundle is None):
+        raise ConfigError("--out and --bundle belong together; one is missing")
     store = open_resolved(database, images, access="read")
     record = store.get(number)
+    if out is None:
+        print(json.dumps(_plain(record), indent=1, allow_nan=False))
+        return
     spec = open_checked(bundle, trust).manifest.input
     wire = store.image(record)
     if wire.shape != spec.shape:

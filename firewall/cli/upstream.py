@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +13,20 @@ import typer
 from firewall.errors import ConfigError
 
 if TYPE_CHECKING:
+    from firewall.bundle.manifest import Manifest
+    from firewall.bundle.store import Bundle
+    from firewall.evaluation.target import BundleTarget
+    from firewall.upstream.client import Upstream
     from firewall.upstream.settings import UpstreamSettings
 
+UpstreamUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--upstream",
+        help="For a bundle of a served classifier, where it is: grpc://host:port/model, or "
+        "http://host:port/v2/models/NAME; grpcs:// and https:// use TLS.",
+    ),
+]
 UpstreamCa = Annotated[
     Path | None,
     typer.Option(
@@ -57,3 +71,96 @@ def upstream_settings(
                 f"--upstream-ca: {authorities} cannot be read: {error.strerror}"
             ) from error
     return UpstreamSettings.parse(url, tls=tls, token=read_token(token, os.environ), **limits)
+
+
+@contextmanager
+def opened_upstream(
+    manifest: Manifest, url: str | None, authorities: Path | None, token: Path | None
+) -> Iterator[Upstream | None]:
+    """Open the classifier of a bundle that has none inside, until the block ends.
+
+    Args:
+        manifest: of the bundle.
+        url: where it is served; None where it is not given.
+        authorities: as of `upstream_settings`.
+        token: as of `upstream_settings`.
+
+    Raises:
+        ConfigError: a bundle has its classifier inside and a URL was given, or the other way round.
+
+    """
+    from firewall.upstream.client import Upstream
+
+    if manifest.classifier.kind != "remote":
+        if url is not None:
+            raise ConfigError(
+                f"--upstream: bundle {manifest.name!r} has its classifier inside; leave the flag "
+                "out"
+            )
+        yield None
+        return
+    if url is None:
+        raise ConfigError(
+            f"bundle {manifest.name!r} has no classifier of its own; say where it is served with "
+            "--upstream grpc://host:port/model or http://host:port/v2/models/NAME"
+        )
+    client = Upstream(
+        upstream_settings(url, authorities, token),
+        input_name=manifest.input.name,
+        output=manifest.output,
+        others=[one.name for one in manifest.other_outputs],
+    )
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def bundle_target(
+    bundle: Bundle, upstream: UpstreamSettings | None, surrogates: Sequence[Path]
+) -> BundleTarget:
+    """Make a bundle something to evaluate, wherever its classifier is.
+
+    Args:
+        bundle: checked.
+        upstream: where its classifier is served; None where it is inside.
+        surrogates: .onnx files of stand-ins, of which the first gives gradients.
+
+    Raises:
+        ConfigError: the bundle's classifier is elsewhere and nobody says where, or the other way
+            round; a surrogate is no such classifier.
+
+    """
+    from firewall.evaluation.onnx_target import OnnxTarget
+    from firewall.evaluation.target import BundleTarget
+    from firewall.upstream.client import Upstream
+
+    manifest = bundle.manifest
+    if manifest.classifier.kind != "remote":
+        if upstream is not None:
+            raise ConfigError(
+                f"--upstream: bundle {manifest.name!r} has its classifier inside; leave the flag "
+                "out"
+            )
+        return BundleTarget(bundle)
+    if upstream is None:
+        raise ConfigError(
+            f"bundle {manifest.name!r} has no classifier of its own; say where it is served with "
+            "--upstream grpc://host:port/model or http://host:port/v2/models/NAME"
+        )
+    settings = upstream
+    spec = manifest.input
+    stand_in = None
+    if surrogates:
+        shape = (spec.channels, spec.height, spec.width)
+        stand_in = OnnxTarget.read(surrogates[0], shape).classifier()
+    return BundleTarget(
+        bundle,
+        lambda: Upstream(
+            settings,
+            input_name=manifest.input.name,
+            output=manifest.output,
+            others=[one.name for one in manifest.other_outputs],
+        ),
+        stand_in,
+    )

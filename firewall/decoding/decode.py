@@ -20,7 +20,8 @@ accepts one picture, the classifier is shown another. What happens here, in this
 7. EXIF orientation is applied: training and serving both see the picture upright.
 8. An image of the model's height and width is taken pixel for pixel. Any other is resized until its
    shorter side is `preprocessing.resize` (bicubic, antialiased: when shrinking, the filter's
-   support grows with the scale, so every source pixel has a share), and the centre is cropped.
+   support grows with the scale, so every source pixel has a share), and the centre is cropped. With
+   `preprocessing.fit = "squash"` it is resized to the model's height and width at once.
 """
 
 from __future__ import annotations
@@ -78,16 +79,24 @@ class Target:
     height: int
     channels: int
     resize: int
+    #: Resize to the width and height at once, without a crop.
+    squash: bool = False
 
     @classmethod
     def of(cls, spec: InputSpec, preprocessing: Preprocessing) -> Target:
         """What a bundle asks for."""
-        return cls(spec.width, spec.height, spec.channels, preprocessing.resize)
+        return cls(
+            spec.width,
+            spec.height,
+            spec.channels,
+            preprocessing.resize,
+            preprocessing.fit == "squash",
+        )
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Size of an upright image before the centre is cropped; a thin image becomes long."""
-        if (width, height) == (self.width, self.height):
-            return width, height
+        if self.squash or (width, height) == (self.width, self.height):
+            return self.width, self.height
         scale = max(
             self.resize / max(1, min(width, height)), self.width / width, self.height / height
         )

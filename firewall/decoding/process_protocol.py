@@ -12,7 +12,7 @@ import numpy.typing as npt
 from firewall.decoding.decode import Target
 
 #: Width, height, channels and resize of the target, the two limits, and bytes that follow.
-_REQUEST = struct.Struct("!4I3Q")
+_REQUEST = struct.Struct("!4I?3Q")
 #: 1 for pixels and 0 for a problem, and bytes that follow.
 _REPLY = struct.Struct("!BQ")
 #: Bytes of a problem's text.
@@ -36,6 +36,7 @@ class DecodeRequest:
             target.height,
             target.channels,
             target.resize,
+            target.squash,
             self.max_pixels,
             self.max_scan_pixels,
             len(self.data),

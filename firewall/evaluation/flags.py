@@ -54,6 +54,11 @@ def flags(
         raised.append(
             "no adaptive attack: the figures are about attackers who do not know the guard"
         )
+    if not probes:
+        raised.append(
+            "no checks were run of whether the attacks are as strong as they can be; firewall "
+            "evaluate --suite full runs them"
+        )
     return raised
 
 

@@ -1,224 +1,163 @@
 """A bare classifier in an ONNX file, as something to evaluate.
 
-The file is checked before anything is computed. Weights may lie in other files, but only beside it:
-they become part of the graph, and so of its digest. A classifier that answers probabilities is
-attacked through its logits, since the gradient of a softmax vanishes where it is sure.
+It is described as for `firewall guard` (`firewall.sources`); what is not said is taken for images
+with values in [0, 1]. A classifier that answers probabilities is attacked through its logits, since
+the gradient of a softmax vanishes where it is sure.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-import onnx
+import numpy as np
 import torch
-from google.protobuf.message import DecodeError
-from onnx import external_data_helper
 from torch import Tensor, nn
 
 from firewall.attack.victim import BareVictim, Victim
-from firewall.errors import ConfigError, Unsupported
-from firewall.lift import OnnxModule
+from firewall.bundle.spec import InputSpec
+from firewall.errors import ConfigError, FirewallError
+from firewall.guard.wire_input import WireInput
+from firewall.lift.classifier import LiftedClassifier
+from firewall.screening.classifier import Array, SeparateClassifier
+from firewall.screening.scores import Scores
+from firewall.sources.check import read_scores
+from firewall.sources.describe import label_count, normalisation_of, read_labels, spec_of
+from firewall.sources.lifting import check_lift
+from firewall.sources.options import PRESETS, Hints, SourceOptions
+from firewall.sources.source import open_source
 
-#: What the outputs of a file are, and how they are attacked.
-Outputs = Literal["logits", "softmax", "probabilities"]
-#: The least probability of which the logarithm is taken.
-_LEAST = 1e-30
-_FLOAT = onnx.TensorProto.FLOAT
+#: Rows of images on which answers are looked at.
+_SAMPLE = 16
 
 
 @dataclass(frozen=True)
 class OnnxTarget:
-    """A bare classifier: one float input [N, C, H, W] in [0, 1], one output [N, K].
+    """A bare classifier.
 
     Attributes:
         name: of the file, without its ending.
         graph: the model, weights included.
-        shape: of an image, (C, H, W).
-        classes: how many.
-        outputs: `logits`; `softmax` where the file ended in one, which `graph` does not; or
-            `probabilities`, whose logarithm is attacked.
+        output: name of the class scores.
+        spec: of its input.
+        scores: how it answers.
+        labels: names of the classes.
 
     """
 
     name: str
     graph: bytes
-    shape: tuple[int, int, int]
-    classes: int
-    outputs: Outputs = "logits"
+    output: str
+    spec: InputSpec
+    scores: Scores
+    labels: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path, shape: tuple[int, int, int]) -> OnnxTarget:
+    def read(
+        cls,
+        path: Path,
+        shape: tuple[int, int, int] | None = None,
+        options: SourceOptions | None = None,
+        sample: Tensor | None = None,
+    ) -> OnnxTarget:
         """Open a file, and ask it once.
 
         Args:
             path: of the file.
-            shape: of the images that it will be asked, (C, H, W).
+            shape: of the images that it will be asked, (C, H, W); None takes the file's own.
+            options: what its owner says of it.
+            sample: [N, C, H, W] images in [0, 1] on which answers are looked at as well.
 
         Raises:
             ConfigError: it cannot be read, or is no such classifier.
 
         """
-        model = _load(path)
-        _check_signature(path, model, shape)
-        graph = _serialised(path, model)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(1, *shape, generator=generator)
-        x = torch.cat([torch.zeros(1, *shape), torch.ones(1, *shape), noise])
-        answered = _ask(path, graph, x)
-        outputs: Outputs = "logits"
-        if _are_probabilities(answered):
-            outputs = "probabilities"
-            bare = _without_softmax(model)
-            if bare is not None:
-                logits = _ask(path, _serialised(path, bare), x)
-                if torch.allclose(logits.softmax(dim=1), answered, atol=1e-4):
-                    outputs, graph = "softmax", _serialised(path, bare)
-        return cls(path.stem, graph, shape, answered.shape[1], outputs)
+        told = options or SourceOptions()
+        if told.shape is None and shape is not None:
+            told = replace(told, shape=shape)
+        source = open_source(str(path), told, None)
+        normalisation = normalisation_of(source.input, told, Hints()) or PRESETS["zero-one"]
+        spec = spec_of(source.input, source.size, normalisation)
+        if shape is not None and (spec.channels, spec.height, spec.width) != shape:
+            raise ConfigError(
+                f"target: {path} takes images {[spec.channels, spec.height, spec.width]}; the "
+                f"data holds {list(shape)}"
+            )
+        x = _rows(spec, sample)
+        wire = np.ascontiguousarray(WireInput(spec).back(x).numpy())
+        classifier = source.open()
+        answers = classifier.infer(wire, None).scores
+        scores = read_scores(answers, source.output.name, told, label_count(told))
+        target = cls(
+            Path(path).stem, source.graph((source.output.name,)), source.output.name, spec, scores,
+            read_labels(told, Hints(), scores.classes),
+        )  # fmt: skip
+        _check(target, classifier, wire)
+        return target
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, (C, H, W)."""
+        return (self.spec.channels, self.spec.height, self.spec.width)
+
+    @property
+    def classes(self) -> int:
+        """How many."""
+        return self.scores.classes
 
     @property
     def digest(self) -> str:
-        """Of the model, weights included."""
-        return hashlib.sha256(self.graph).hexdigest()
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the classes, which are their numbers."""
-        return tuple(str(number) for number in range(self.classes))
+        """Of the model, weights included, and of how it is fed."""
+        text = self.spec.model_dump_json().encode()
+        return hashlib.sha256(self.graph + text).hexdigest()
 
     @property
     def note(self) -> str | None:
         """What is said before the evaluation; None where there is nothing to say."""
-        return {
-            "logits": None,
-            "softmax": f"{self.name} ends in a softmax; its logits are attacked",
-            "probabilities": f"{self.name} answers probabilities; their logarithm is attacked",
-        }[self.outputs]
+        if self.scores.spec.activation == "logits":
+            return None
+        if self.classifier().before_activation:
+            return f"{self.name} ends in a {self.scores.spec.activation}; its logits are attacked"
+        return f"{self.name} answers probabilities; their logarithm is attacked"
 
     def victim(self, rate: float) -> Victim:
         """Return the bare classifier; there is no rate to keep."""
         return BareVictim(self.module())
 
     def module(self) -> nn.Module:
-        """Return the graph as a differentiable module that answers logits."""
-        return _OnnxClassifier(self.graph, logarithm=self.outputs == "probabilities")
+        """Return the classifier as a differentiable module: [N, C, H, W] in [0, 1] to logits."""
+        return _Logits(self.classifier())
+
+    def classifier(self) -> LiftedClassifier:
+        """Lift the graph."""
+        return LiftedClassifier(self.graph, self.output, self.scores, self.spec)
 
 
-class _OnnxClassifier(nn.Module):
-    """An ONNX graph of one input and one output: [N, C, H, W] to [N, K]."""
+class _Logits(nn.Module):
+    """Logits alone."""
 
-    def __init__(self, graph: bytes, *, logarithm: bool = False) -> None:
+    def __init__(self, inner: LiftedClassifier) -> None:
         super().__init__()
-        self.inner = OnnxModule(graph)
-        self._logarithm = logarithm
+        self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, with gradients."""
-        [name] = self.inner.inputs
-        answered: Tensor
-        [answered] = self.inner(**{name: x}).values()
-        return answered.clamp_min(_LEAST).log() if self._logarithm else answered
+        logits: Tensor = self.inner(x).logits
+        return logits
 
 
-def _load(path: Path) -> onnx.ModelProto:
+def _rows(spec: InputSpec, sample: Tensor | None) -> Tensor:
+    """Images on which answers are looked at: black, white, noise, and what is given."""
+    shape = (spec.channels, spec.height, spec.width)
+    noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    rows = [torch.zeros(1, *shape), torch.ones(1, *shape), noise]
+    if sample is not None and sample.shape[1:] == shape:
+        rows.append(sample[:_SAMPLE])
+    return torch.cat(rows)
+
+
+def _check(target: OnnxTarget, model: SeparateClassifier, wire: Array) -> None:
     try:
-        model = onnx.ModelProto.FromString(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"target: {path} cannot be read: {error.strerror}") from error
-    except DecodeError as error:
-        raise ConfigError(f"target: {path} is not an ONNX model") from error
-    if not model.graph.node:
-        raise ConfigError(f"target: {path} is not an ONNX model, or has no nodes")
-    try:
-        external_data_helper.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ConfigError(
-            f"target: {path} keeps weights in other files, which must lie beside it: "
-            f"{_first_line(error)}"
-        ) from error
-    return model
-
-
-def _serialised(path: Path, model: onnx.ModelProto) -> bytes:
-    try:
-        return model.SerializeToString(deterministic=True)
-    except ValueError as error:
-        raise ConfigError(f"target: {path} is over 2 GiB with its weights") from error
-
-
-def _check_signature(path: Path, model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [one for one in model.graph.input if one.name not in constants]
-    outputs = list(model.graph.output)
-    for kind, found in (("input", inputs), ("output", outputs)):
-        if len(found) != 1:
-            names = ", ".join(repr(one.name) for one in found) or "none"
-            raise ConfigError(f"target: {path} has the {kind}s {names}; expected one")
-    [entry], wanted = inputs, f"float images [rows, {', '.join(map(str, shape))}]"
-    tensor = entry.type.tensor_type
-    if tensor.elem_type != _FLOAT:
-        try:
-            kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
-        except ValueError:
-            kind = "unknown"
-        raise ConfigError(f"target: {path} takes {kind} values; expected {wanted}")
-    if not tensor.HasField("shape"):
-        return
-    # Some exporters write -1 where any size is meant.
-    sizes = [one.dim_value if one.dim_value > 0 else None for one in tensor.shape.dim]
-    told = [("any" if size is None else str(size)) for size in sizes]
-    if len(sizes) != 4 or any(
-        size not in (None, other) for size, other in zip(sizes[1:], shape, strict=True)
-    ):
-        raise ConfigError(f"target: {path} takes [{', '.join(told)}]; expected {wanted}")
-    if sizes[0] is not None:
-        count = "1 row" if sizes[0] == 1 else f"{sizes[0]} rows"
-        raise ConfigError(
-            f"target: {path} takes exactly {count} at a time; export it with a dynamic first axis"
-        )
-
-
-def _ask(path: Path, graph: bytes, x: Tensor) -> Tensor:
-    try:
-        with torch.no_grad():
-            answered: Tensor = _OnnxClassifier(graph)(x)
-    except Exception as error:  # a foreign graph may fail in any way
-        why = str(error) if isinstance(error, Unsupported) else _first_line(error)
-        wanted = ", ".join(map(str, x.shape[1:]))
-        raise ConfigError(
-            f"target: {path} is no classifier of images [rows, {wanted}] in ONNX ({why})"
-        ) from error
-    if answered.ndim != 2 or answered.shape[1] < 2 or len(answered) != len(x):
-        raise ConfigError(
-            f"target: {path} answers {list(answered.shape)} for {len(x)} images; expected logits "
-            "[rows, classes]"
-        )
-    if not bool(torch.isfinite(answered).all()):
-        raise ConfigError(f"target: {path} answers values that are not finite")
-    return answered
-
-
-def _are_probabilities(answered: Tensor) -> bool:
-    sums = answered.double().sum(dim=1)
-    return bool((answered >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
-
-
-def _without_softmax(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The same model, answering what goes into the softmax at its end; None where there is none."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    graph = bare.graph
-    producers = {name: node for node in graph.node for name in node.output}
-    node = producers.get(graph.output[0].name)
-    while node is not None and node.op_type == "Identity":
-        node = producers.get(node.input[0])
-    if node is None or node.op_type != "Softmax":
-        return None
-    graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(node.input[0], _FLOAT, None))
-    return bare
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        check_lift(target.classifier(), model, target.spec, target.scores, wire)
+    except FirewallError as error:
+        raise ConfigError(f"target: {target.name}: {error}") from error

@@ -95,7 +95,8 @@ def evaluate(
         aim = BundleTarget(target)
     else:
         aim = OnnxTarget.read(target, shape)
-    request = Request(suite, norm, radius, seed, steps=steps, queries=queries)
+    promised = target.manifest.promised_rate if isinstance(target, Bundle) else None
+    request = Request(suite, norm, radius, seed, promised or 0.01, steps, queries)
     frozen = target.frozen() if isinstance(target, TorchClassifier) else nullcontext()
     with frozen, tempfile.TemporaryDirectory() as scratch:
         return run(aim, images.float().numpy(), labels, request, out or Path(scratch)).result

@@ -41,7 +41,7 @@ def render(done: Evaluated) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "interval": interval}
-    result, loss = done.result, done.probes["loss"]
+    result, loss = done.result, done.probes.get("loss")
     guarded = result["target"]["guarded"]
     points, norm = result["curve"]["points"], result["threat_model"]["norm"]
     drawn = _drawn(done.entries)
@@ -49,9 +49,13 @@ def render(done: Evaluated) -> str:
         result=result,
         labels=done.target.labels,
         outcomes=_outcomes(done),
-        curve=plots.embedded(plots.curve(points, guarded, norm), _DOTS_PER_INCH),
-        losses=plots.embedded(plots.losses(loss["cross_entropy"], loss["margin"]), _DOTS_PER_INCH),
-        rocs=[_roc(done, name) for name in drawn] if guarded else [],
+        curve=plots.embedded(plots.curve(points, guarded, norm), _DOTS_PER_INCH)
+        if points
+        else None,
+        losses=None
+        if loss is None
+        else plots.embedded(plots.losses(loss["cross_entropy"], loss["margin"]), _DOTS_PER_INCH),
+        rocs=[_roc(done, name) for name in drawn] if done.guard is not None else [],
         confusion=_confusion(done),
         galleries={name: _gallery(done, name) for name in drawn},
     )

@@ -25,7 +25,7 @@ class Request:
     """Settings of an evaluation.
 
     Attributes:
-        suite: `static`, `black-box`, `adaptive` or `full`.
+        suite: `quick`, `static`, `black-box`, `adaptive` or `full`.
         norm: `linf` or `l2`.
         radius: in units of the image batch.
         seed: of the attacks.
@@ -33,6 +33,7 @@ class Request:
         steps: of iterated attacks; an adaptive one makes twice as many.
         queries: of black-box attacks, for each row.
         draws: of a random victim, for one gradient.
+        checks: whether checks and curves follow, which show if the figures can be trusted.
 
     """
 
@@ -44,6 +45,7 @@ class Request:
     steps: int = 50
     queries: int = 500
     draws: int = 16
+    checks: bool = True
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
@@ -56,7 +58,7 @@ class Request:
         data = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
         # The number is raised when shards of earlier versions lack what is needed now.
         body = {
-            "schema": 2, "target": target, "data": data, "surrogates": more,
+            "schema": 3, "target": target, "data": data, "surrogates": more,
             "request": asdict(self),
         }  # fmt: skip
         return json.dumps(body, indent=1, allow_nan=False) + "\n"

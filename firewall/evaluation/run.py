@@ -106,9 +106,13 @@ def evaluate(
     found = {
         entry.name: rows[f"attack-{number:02d}"] for number, entry in enumerate(worker.entries)
     }
-    probed = shards.run([(f"probe-{name}", f"check: {name}") for name in PROBES], PROBE_ROWS)
-    probes = {name: probed[f"probe-{name}"] for name in PROBES}
-    curve = _curve(shards, worker, request, clean)
+    probes: dict[str, Table] = {}
+    curve: list[dict[str, Any]] = []
+    # What is checked are gradients.
+    if request.checks and worker.setting.victim.differentiable:
+        probed = shards.run([(f"probe-{name}", f"check: {name}") for name in PROBES], PROBE_ROWS)
+        probes = {name: probed[f"probe-{name}"] for name in PROBES}
+        curve = _curve(shards, worker, request, clean)
     result = _result(target, request, worker, y, clean, found, probes, curve, provenance)
     write(folder / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     guard = worker.setting.victim.guard
@@ -170,7 +174,7 @@ def _result(
         "target": {
             "name": target.name,
             "digest": target.digest,
-            "guarded": guard is not None,
+            "guarded": guard is not None or not worker.setting.victim.differentiable,
             "note": target.note,
         },
         "threat_model": {"norm": request.norm, "radius": request.radius, "suite": request.suite},
@@ -190,15 +194,7 @@ def _result(
         "attacks": attacks,
         "worst_case": figures.worst_case(clean, entries, found),
         "curve": {"rows": min(PROBE_ROWS, len(clean["right"])), "points": curve},
-        "checks": {
-            "rows": min(PROBE_ROWS, len(clean["right"])),
-            "noise_fools": figures.among(probes["noise"]["fooled"], right),
-            "large_radius_fools": figures.among(probes["large"]["fooled"], right),
-            "four_times_the_steps_fools": figures.among(probes["steps"]["fooled"], right),
-            "five_restarts_fools": figures.among(probes["restarts"]["fooled"], right),
-            "vanished_gradients": float(probes["gradient"]["vanished"].mean()),
-            "random": bool(probes["gradient"]["random"].any()),
-        },
+        "checks": _checks(probes, right),
         "confusion": figures.confusion(clean, found, target.classes),
         "ablation": figures.ablation(guard, clean, entries, found) if guard else [],
     }
@@ -212,6 +208,21 @@ def _result(
     if provenance is not None:
         result["environment"] = provenance
     return result
+
+
+def _checks(probes: dict[str, Table], right: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
+    """Figures of the checks; None where none ran."""
+    if not probes:
+        return None
+    return {
+        "rows": min(PROBE_ROWS, len(right)),
+        "noise_fools": figures.among(probes["noise"]["fooled"], right),
+        "large_radius_fools": figures.among(probes["large"]["fooled"], right),
+        "four_times_the_steps_fools": figures.among(probes["steps"]["fooled"], right),
+        "five_restarts_fools": figures.among(probes["restarts"]["fooled"], right),
+        "vanished_gradients": float(probes["gradient"]["vanished"].mean()),
+        "random": bool(probes["gradient"]["random"].any()),
+    }
 
 
 def _claim(folder: Path, claim: str) -> None:

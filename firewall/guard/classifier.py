@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -19,9 +19,12 @@ class ClassifierOutput(NamedTuple):
 class Classifier(nn.Module, ABC):
     """An embedded classifier. Normalisation lives in here: it takes images in [0, 1]."""
 
-    #: Names of the features that `forward` returns, the same on every call.
-    taps: ClassVar[tuple[str, ...]]
     num_classes: int
+
+    @property
+    @abstractmethod
+    def taps(self) -> tuple[str, ...]:
+        """Names of the features that `forward` returns, the same on every call."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> ClassifierOutput:

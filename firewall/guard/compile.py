@@ -1,7 +1,8 @@
 """From the torch module to ONNX graphs.
 
 Embedded classifier: two graphs, one a tier, each with the input mapping and the classifier fused
-in. Remote classifier: `pre` before its call and `post` after it.
+in. A classifier that stays outside, as a graph of its own or on another server: the graphs before
+and after its calls (`firewall.screening.split`).
 
 The bytes of a graph are all of it: no external data, so that a bundle stays self-contained.
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from firewall.bundle.spec import InputSpec
-from firewall.errors import ConfigError, ParityError
+from firewall.errors import ParityError
 from firewall.guard.classifier import Bounded, Classifier
 from firewall.guard.graph import Guard
 from firewall.guard.interval import UNIT_ROUNDOFF, least_lead
@@ -96,62 +97,55 @@ class Denoised(nn.Module):
         return (self.classifier(self.denoiser(self.wire(wire))).logits,)
 
 
-class Pre(nn.Module):
-    """wire -> views on the wire [V, N, *shape] and the statistics that need no logits [N, D]."""
+class SplitCheap(nn.Module):
+    """wire, logits [N, K], features -> cheap statistics [N, Dc]."""
+
+    def __init__(self, guard: Guard, spec: InputSpec, taps: Sequence[str]) -> None:
+        super().__init__()
+        self.guard = guard
+        self.wire = WireInput(spec)
+        self.taps = tuple(taps)
+
+    def forward(self, wire: Tensor, logits: Tensor, *features: Tensor) -> Tensor:
+        """Compute the statistics of the guard's cheap detectors, in order."""
+        named = dict(zip(self.taps, features, strict=True))
+        evidence = Evidence(raw=self.wire(wire), logits={RAW: logits}, features=named)
+        return torch.stack(list(self.guard.cheap_statistics(evidence).values()), dim=1)
+
+
+class SplitViews(nn.Module):
+    """wire -> views [V, N, C, H, W] in [0, 1]."""
 
     def __init__(self, guard: Guard, spec: InputSpec) -> None:
         super().__init__()
         self.guard = guard
         self.wire = WireInput(spec)
-        self.names = input_only(guard)
 
-    def forward(self, wire: Tensor) -> tuple[Tensor, ...]:
-        """Outputs in the order of `pre_outputs`."""
-        x = self.wire(wire)
-        views = self.guard.views(x)
-        outputs: list[Tensor] = []
-        if views:
-            outputs.append(torch.stack([self.wire.back(view) for view in views.values()]))
-        if self.names:
-            evidence = Evidence(raw=x)
-            outputs.append(
-                torch.stack([self.guard.detectors[name](evidence) for name in self.names], dim=1)
-            )
-        return tuple(outputs)
+    def forward(self, wire: Tensor) -> Tensor:
+        """Stack the views in the order of the guard's denoisers."""
+        return torch.stack(list(self.guard.views(self.wire(wire)).values()))
 
 
-class Post(nn.Module):
-    """wire, logits [V + 1, N, K] with raw first -> log-probabilities, all other statistics."""
+class SplitExpensive(nn.Module):
+    """wire, views, logits [V + 1, N, K], features -> log-probabilities [N, K], statistics."""
 
-    def __init__(self, guard: Guard, spec: InputSpec) -> None:
+    def __init__(self, guard: Guard, spec: InputSpec, taps: Sequence[str]) -> None:
         super().__init__()
         self.guard = guard
         self.wire = WireInput(spec)
-        known = input_only(guard)
-        self.names = [name for name in guard.detectors if name not in known]
+        self.taps = tuple(taps)
 
-    def forward(self, wire: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-        """Outputs in the order of `post_outputs`."""
-        x = self.wire(wire)
-        views = self.guard.views(x)
-        by_view = {name: logits[index] for index, name in enumerate([RAW, *views])}
-        out = self.guard.judge(Evidence(raw=x, views=views, logits=by_view), self.names)
+    def forward(
+        self, wire: Tensor, views: Tensor, logits: Tensor, *features: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Compute the outputs in the order that `firewall.screening.split` expects."""
+        named = dict(zip(self.taps, features, strict=True))
+        by_view = {name: views[index] for index, name in enumerate(self.guard.denoisers)}
+        said = {name: logits[index] for index, name in enumerate([RAW, *by_view])}
+        evidence = Evidence(raw=self.wire(wire), views=by_view, logits=said, features=named)
+        out = self.guard.judge(evidence, self.guard.tier("expensive"))
         stacked = [torch.stack(list(out.statistics.values()), dim=1)] if out.statistics else []
         return (out.log_probabilities, *stacked)
-
-
-def input_only(guard: Guard) -> list[str]:
-    """Detectors that read nothing but the image."""
-    return [
-        name
-        for name, detector in guard._detectors()
-        if not (
-            detector.needs.logits
-            or detector.needs.views
-            or detector.needs.all_views
-            or detector.needs.features
-        )
-    ]
 
 
 def compile_embedded(guard: Guard, spec: InputSpec) -> dict[str, bytes]:
@@ -179,7 +173,9 @@ def compile_embedded(guard: Guard, spec: InputSpec) -> dict[str, bytes]:
         outputs = ["log_probabilities"]
         if guard.tier("expensive"):
             outputs.append("statistics")
-        graphs["expensive.onnx"] = export(ExpensiveTier(guard, spec).eval(), inputs, outputs)
+        graphs["expensive.onnx"] = export(
+            ExpensiveTier(guard, spec).eval(), inputs, outputs, tail=2
+        )
     if isinstance(guard.classifier, Bounded):
         inputs = {"wire": wire, "radius": torch.tensor([0.01, 0.02])}
         certificate = Certificate(guard.classifier, guard, spec).eval()
@@ -193,21 +189,51 @@ def compile_denoised(classifier: Classifier, denoiser: Denoiser, spec: InputSpec
     return export(module, {"wire": example(spec, 2)}, ["logits"])
 
 
-def compile_remote(guard: Guard, spec: InputSpec, num_classes: int) -> dict[str, bytes]:
-    """The graphs of a guard around a remote classifier: `pre.onnx` and `post.onnx`."""
-    if guard.classifier is not None:
-        raise ConfigError("classifier: a remote guard is assembled without one")
+def compile_split(
+    guard: Guard, spec: InputSpec, num_classes: int, features: Mapping[str, tuple[int, ...]]
+) -> dict[str, bytes]:
+    """The graphs of a guard around a classifier that is not part of them.
+
+    Args:
+        guard: its stages are compiled; its classifier, if any, is not.
+        spec: what clients send.
+        num_classes: of the classifier.
+        features: shape of one row's features, by tap.
+
+    Returns:
+        The graphs of `firewall.screening.split`, by name.
+
+    """
     wire = example(spec, 2)
-    pre = Pre(guard, spec).eval()
-    outputs = (["views"] if guard.denoisers else []) + (["statistics"] if pre.names else [])
+    logits = torch.randn(2, num_classes)
+
+    def tapped(tier: str) -> dict[str, Tensor]:
+        return {tap: torch.randn(2, *features[tap]) for tap in guard.features_of(tier)}
+
     graphs: dict[str, bytes] = {}
-    if outputs:
-        graphs["pre.onnx"] = export(pre, {"wire": wire}, outputs, batch_axis={"views": 1})
-    post = Post(guard, spec).eval()
-    logits = torch.randn(len(guard.denoisers) + 1, 2, num_classes)
-    outputs = ["log_probabilities"] + (["statistics"] if post.names else [])
-    graphs["post.onnx"] = export(
-        post, {"wire": wire, "logits": logits}, outputs, batch_axis={"logits": 1}
+    if guard.tier("cheap"):
+        seen = tapped("cheap")
+        inputs = {"wire": wire, "logits": logits}
+        inputs |= {f"feature.{tap}": values for tap, values in seen.items()}
+        cheap = SplitCheap(guard, spec, list(seen)).eval()
+        graphs["cheap.onnx"] = export(cheap, inputs, ["statistics"], tail=2)
+    if not guard.tier("expensive") and guard.ensemble is None:
+        return graphs
+    count = len(guard.denoisers)
+    if count:
+        views = SplitViews(guard, spec).eval()
+        graphs["views.onnx"] = export(views, {"wire": wire}, ["views"])
+    seen = tapped("expensive")
+    inputs = {
+        "wire": wire,
+        "views": torch.rand(count, 2, spec.channels, spec.height, spec.width),
+        "logits": torch.randn(count + 1, 2, num_classes),
+    }
+    inputs |= {f"feature.{tap}": values for tap, values in seen.items()}
+    expensive = SplitExpensive(guard, spec, list(seen)).eval()
+    outputs = ["log_probabilities"] + (["statistics"] if guard.tier("expensive") else [])
+    graphs["expensive.onnx"] = export(
+        expensive, inputs, outputs, batch_axis={"views": 1, "logits": 1}, tail=3
     )
     return graphs
 
@@ -226,6 +252,8 @@ def export(
     inputs: Mapping[str, Tensor],
     outputs: Sequence[str],
     batch_axis: Mapping[str, int] | None = None,
+    *,
+    tail: int | None = None,
 ) -> bytes:
     """One self-contained ONNX graph, dynamic in the batch.
 
@@ -234,6 +262,7 @@ def export(
         inputs: by name, each with at least two rows (one row would be specialised).
         outputs: names.
         batch_axis: by input name, where the batch is not axis 0.
+        tail: place from which on the module takes its inputs as `*args`; None where it does not.
 
     """
     batch = torch.export.Dim("batch", min=1, max=65536)
@@ -241,8 +270,8 @@ def export(
     shapes = tuple({axes.get(name, 0): batch} for name in inputs)
     # A *args module takes its tail as one tuple of shapes.
     dynamic: tuple[object, ...] = shapes
-    if isinstance(module, ExpensiveTier) and len(shapes) > 2:
-        dynamic = (*shapes[:2], shapes[2:])
+    if tail is not None and len(shapes) > tail:
+        dynamic = (*shapes[:tail], shapes[tail:])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

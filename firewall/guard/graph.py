@@ -33,7 +33,7 @@ class ExpensiveOutput(NamedTuple):
 class Guard(nn.Module):
     """Classifier and stages, assembled. Immutable: make one with `assemble`.
 
-    Without a classifier (a remote one) `views` and `judge` are the two halves around its call.
+    Without a classifier (a remote one) `views` and `judge` are what is computed around its calls.
     """
 
     def __init__(
@@ -57,9 +57,13 @@ class Guard(nn.Module):
     @property
     def carried_features(self) -> list[str]:
         """Taps that the expensive tier reads and the cheap tier therefore hands over."""
+        return self.features_of("expensive")
+
+    def features_of(self, tier: str) -> list[str]:
+        """Taps that the detectors of a tier read."""
         taps: set[str] = set()
         for _, detector in self._detectors():
-            if detector.tier == "expensive":
+            if detector.tier == tier:
                 taps |= detector.needs.features
         return sorted(taps)
 
@@ -76,7 +80,7 @@ class Guard(nn.Module):
             raise TypeError("a guard around a remote classifier has no classifier to run")
         logits, features = self.classifier(x)
         evidence = Evidence(raw=x, logits={RAW: logits}, features=features)
-        statistics = self._statistics(evidence, self.tier("cheap"))
+        statistics = self.cheap_statistics(evidence)
         return CheapOutput(
             logits, statistics, {tap: features[tap] for tap in self.carried_features}
         )
@@ -96,6 +100,10 @@ class Guard(nn.Module):
             by_view |= {name: parts[index] for index, name in enumerate(views)}
         evidence = Evidence(raw=x, views=views, logits=by_view, features=features)
         return self.judge(evidence, self.tier("expensive"))
+
+    def cheap_statistics(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Statistics [N] of the cheap detectors, of the raw image, its logits and features."""
+        return self._statistics(evidence, self.tier("cheap"))
 
     def judge(self, evidence: Evidence, detectors: list[str]) -> ExpensiveOutput:
         """Statistics of the named detectors, and the ensemble's (or the raw) log-probabilities."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,11 @@ from firewall.guard.compile import example
 from firewall.guard.graph import Guard
 from firewall.guard.interval import least_lead
 from firewall.guard.wire_input import WireInput
+from firewall.screening.classifier import Answers, Replay
 from firewall.screening.compiled import CompiledGuard
-from firewall.stages import Denoiser
+from firewall.screening.scores import Scores
+from firewall.screening.split import SplitGuard
+from firewall.stages import RAW, Denoiser, Evidence
 
 #: Rows compared: one, few, and a number that is neither a power of two nor what was traced.
 BATCHES = (1, 2, 17)
@@ -47,6 +50,61 @@ def check_parity(guard: Guard, compiled: CompiledGuard, spec: InputSpec) -> floa
         for count in BATCHES:
             worst = max(worst, _check_leads(guard.classifier, compiled, spec, count))
     return worst
+
+
+def check_split(
+    guard: Guard,
+    served: SplitGuard,
+    spec: InputSpec,
+    scores: Scores,
+    features: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Compare the graphs around a classifier with torch, around answers that are drawn.
+
+    Args:
+        guard: whose stages the graphs are of.
+        served: the graphs.
+        spec: what clients send.
+        scores: how the classifier answers.
+        features: shape of one row's features, by tap.
+
+    Raises:
+        ParityError: they differ, or a result depends on the rows beside it.
+
+    """
+    views = len(guard.denoisers) if served.has_expensive else 0
+    for wire, names in parity_batches(spec):
+        count = len(wire)
+        draws = torch.Generator().manual_seed(count)
+        said = torch.randn((views + 1) * count, scores.classes, generator=draws)
+        answers = scores.answers(torch.log_softmax(said, dim=1).numpy())
+        tapped = {
+            tap: torch.rand((views + 1) * count, *shape, generator=draws)
+            for tap, shape in features.items()
+        }
+        drawn = Answers(answers, {tap: values.numpy() for tap, values in tapped.items()})
+        logits = torch.from_numpy(scores.logits(answers)).reshape(views + 1, count, -1)
+        raw = {tap: values[:count] for tap, values in tapped.items()}
+        with torch.no_grad():
+            expected = _around(guard, WireInput(spec)(wire), logits, raw)
+        found = served.with_classifier(Replay(drawn)).both(wire.numpy(), batch=count)
+        compare(guard, expected, found, names)
+
+
+def _around(
+    guard: Guard, x: Tensor, logits: Tensor, features: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What `Guard.forward` gives, of logits [V + 1, N, K] that a classifier has answered."""
+    cheap = Evidence(raw=x, logits={RAW: logits[0]}, features=features)
+    columns = list(guard.cheap_statistics(cheap).values())
+    log_probabilities = torch.log_softmax(logits[0], dim=1)
+    if len(logits) > 1 or guard.tier("expensive") or guard.ensemble is not None:
+        views = guard.views(x)
+        by_view = {name: logits[n] for n, name in enumerate([RAW, *views])}
+        out = guard.judge(Evidence(x, views, by_view, features), guard.tier("expensive"))
+        log_probabilities = out.log_probabilities
+        columns += out.statistics.values()
+    return log_probabilities, torch.stack(columns, dim=1)
 
 
 def parity_batches(spec: InputSpec) -> Iterator[tuple[Tensor, list[str]]]:

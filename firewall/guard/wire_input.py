@@ -36,13 +36,20 @@ class WireInput(nn.Module):
             x = x.permute(0, 3, 1, 2)
         if not self.identity:
             x = x * self.scale + self.shift
+        if self.spec.channel_order == "BGR":
+            x = x.flip(1)
         return x.clamp(0.0, 1.0)
 
     def back(self, x: Tensor) -> Tensor:
         """[N, C, H, W] float32 in [0, 1] to the wire; what `forward` maps back onto x."""
-        wire = x if self.identity else (x - self.shift) / self.scale
-        if self.spec.layout == "NHWC":
-            wire = wire.permute(0, 2, 3, 1)
+        wire = self.back_float(x)
         if self.spec.datatype == "UINT8":
             wire = torch.round(wire).clamp(0.0, 255.0)
         return wire.to(DTYPES[self.spec.datatype])
+
+    def back_float(self, x: Tensor) -> Tensor:
+        """As `back`, in float32, without rounding to the wire's datatype and with gradients."""
+        if self.spec.channel_order == "BGR":
+            x = x.flip(1)
+        wire = x if self.identity else (x - self.shift) / self.scale
+        return wire.permute(0, 2, 3, 1) if self.spec.layout == "NHWC" else wire

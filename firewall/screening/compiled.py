@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from firewall.errors import ConfigError, StageFault
 from firewall.screening.graph_limits import BATCH_ROWS, check_tensors
 from firewall.screening.graph_split import WORTH
+from firewall.screening.scores import log_softmax
 from firewall.screening.session import Device, open_session
 from firewall.screening.span import Span
 from firewall.screening.tiers import Feed, open_tiers
@@ -22,17 +23,26 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class CheapResult:
-    """Of N rows: logits [N, K], statistics [N, Dc], and what the expensive tier takes over.
+    """What the cheap tier found of N rows.
 
-    `answers` [N, K] is what the classifier said itself, where that is not the logits; `asked` is
-    when a classifier elsewhere was.
+    Attributes:
+        logits: [N, K].
+        statistics: [N, Dc].
+        features: by name, what the expensive tier takes over.
+        answers: [N, *score shape], the classifier's own answer; None where that is the logits.
+        others: by name, further outputs of the classifier, which pass through.
+        asked: when a classifier outside the guard's graphs ran.
+        deadline: `time.monotonic()` by which the whole answer is due.
+
     """
 
     logits: Floats
     statistics: Floats
     features: dict[str, Floats]
-    answers: Floats | None = None
+    answers: Array | None = None
+    others: Mapping[str, Array] = field(default_factory=dict)
     asked: Span | None = None
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -235,19 +245,3 @@ def _check_rows(tier: str, rows: int, *arrays: Floats) -> None:
             raise StageFault(
                 f"the {tier} tier returned {list(array.shape)}; expected {rows} rows of two axes"
             )
-
-
-def log_softmax(logits: Floats, *, finite: bool = False) -> Floats:
-    """[N, K] logits to log-probabilities; a row that is not finite becomes NaN, and no other.
-
-    Args:
-        logits: of any size.
-        finite: whether all of them are known to be; spares numpy a change of state.
-
-    """
-    if finite:
-        shifted: Floats = logits - logits.max(axis=1, keepdims=True)
-        shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        return shifted
-    with np.errstate(invalid="ignore"):
-        return log_softmax(logits, finite=True)

@@ -13,15 +13,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.errors import ConfigError, FirewallError, StageFault
+from firewall.errors import (
+    Cancelled,
+    ConfigError,
+    DeadlineExceeded,
+    FirewallError,
+    NotReady,
+    Overloaded,
+    StageFault,
+    UpstreamError,
+)
 from firewall.screening.calibration import Calibration, Cascade
-from firewall.screening.compiled import CheapResult, GuardGraphs, log_softmax
+from firewall.screening.compiled import CheapResult, GuardGraphs
 from firewall.screening.policy import Policy
+from firewall.screening.scores import Scores, log_softmax
 from firewall.screening.span import Span
 from firewall.screening.verdict import FAULT, UNCERTIFIED, Answer, Decision, Verdict
 
 log = logging.getLogger(__name__)
 
+#: Failures of a classifier that is served elsewhere: the request fails as they say.
+_NOT_ANSWERED = (UpstreamError, NotReady, Overloaded, DeadlineExceeded, Cancelled)
 #: A detector is named as a reason when its own p-value is at most this.
 REASON_P = 0.05
 
@@ -35,13 +47,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Of one call of `screen`; `decisions`, `outputs` and `spans` are filled in."""
+    """Of one call of `screen`; `decisions`, `logits` and `spans` are filled in."""
 
     wire: npt.NDArray[Any]
     cheap: CheapResult
     finite: list[bool]
     decisions: list[Decision | None]
-    outputs: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
     spans: list[Span]
 
 
@@ -56,6 +68,7 @@ class LiveGuard:
         *,
         model: str,
         log_outputs: bool,
+        scores: Scores | None = None,
         radius: float = 0.0,
         promised_rate: float | None = None,
     ) -> None:
@@ -66,8 +79,9 @@ class LiveGuard:
             calibration: of those graphs.
             policy: what the operator wants.
             model: name under which exclusions speak of it.
-            log_outputs: whether accepted rows are answered log-probabilities (an ensemble) or the
-                classifier's own logits.
+            log_outputs: whether accepted rows are answered what an ensemble says, or what the
+                classifier says.
+            scores: how the classifier answers; None where it answers logits.
             radius: L-infinity that the bundle is meant for; 0 where it names none.
             promised_rate: of false positives, for which the bundle was made; None where it names
                 none.
@@ -119,6 +133,7 @@ class LiveGuard:
         self.policy = policy
         self.model = model
         self._log_outputs = log_outputs
+        self._scores = scores
         self._cascades: dict[frozenset[str], Cascade] = {}
         #: Of every client, where no exclusion tells them apart.
         self._plain: Plan | None = None
@@ -138,6 +153,7 @@ class LiveGuard:
             policy,
             model=self.model,
             log_outputs=self._log_outputs,
+            scores=self._scores,
             radius=self.radius,
             promised_rate=self._promised_rate,
         )
@@ -178,8 +194,9 @@ class LiveGuard:
             spans.append(cheap.asked)
         decisions: list[Decision | None] = [None] * len(wire)
         finite = finite_rows(cheap.logits)
-        own = cheap.logits if cheap.answers is None else cheap.answers
-        outputs = log_softmax(cheap.logits, finite=all(finite)) if self._log_outputs else own.copy()
+        logits = cheap.logits
+        if self._log_outputs:
+            logits = log_softmax(logits, finite=all(finite))
         by_cascade: dict[int, tuple[Cascade | None, list[int]]] = {}
         for row, plan in enumerate(plans):
             by_cascade.setdefault(id(plan.cascade), (plan.cascade, []))[1].append(row)
@@ -188,13 +205,34 @@ class LiveGuard:
                 for row in rows:
                     decisions[row] = Decision(Verdict.ACCEPT)
             else:
-                self._decide(_Batch(wire, cheap, finite, decisions, outputs, spans), rows, cascade)
-        self._demand_certificates(wire, outputs, plans, decisions, spans)
+                self._decide(_Batch(wire, cheap, finite, decisions, logits, spans), rows, cascade)
+        self._demand_certificates(wire, logits, plans, decisions, spans)
         done = tuple(decision for decision in decisions if decision is not None)
-        return Answer(done, self._harden(outputs), tuple(spans))
+        return self._answer(done, cheap, logits, tuple(spans))
+
+    def _answer(
+        self,
+        decisions: tuple[Decision, ...],
+        cheap: CheapResult,
+        logits: npt.NDArray[np.float32],
+        spans: tuple[Span, ...],
+    ) -> Answer:
+        """What is answered, in the classifier's own terms, as far as the policy discloses it."""
+        if self.policy.outputs != "full":
+            hardened = self._harden(logits)
+            return Answer(decisions, self._in_own_terms(hardened), hardened, spans=spans)
+        if self._log_outputs:
+            return Answer(decisions, self._in_own_terms(logits), logits, cheap.others, spans)
+        own = logits if cheap.answers is None else cheap.answers
+        return Answer(decisions, own, logits, cheap.others, spans)
+
+    def _in_own_terms(self, log_probabilities: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        return (
+            log_probabilities if self._scores is None else self._scores.answers(log_probabilities)
+        )
 
     def _decide(self, batch: _Batch, rows: list[int], cascade: Cascade) -> None:
-        """Fill in `decisions` and, where the expensive tier answers, `outputs` of the rows."""
+        """Fill in `decisions` and, where the expensive tier answers, `logits` of the rows."""
         rule = cascade.rule
         said = batch.cheap.logits.argmax(axis=1).tolist() if rule.asks_class else None
         every = batch.cheap.statistics.tolist()
@@ -250,6 +288,9 @@ class LiveGuard:
                     f"{width} and {more} statistics of the tiers; calibration has "
                     f"{len(self.calibration.detectors)}"
                 )
+        except _NOT_ANSWERED:
+            # A classifier elsewhere answers nothing about the views: no verdict, and no answer.
+            raise
         except Exception:
             log.exception("the expensive tier failed on %d rows", len(rows))
             for row in rows:
@@ -267,13 +308,13 @@ class LiveGuard:
                 continue
             seen[row] = whole
             if self._log_outputs:
-                batch.outputs[row] = second.log_probabilities[n]
+                batch.logits[row] = second.log_probabilities[n]
         return seen
 
     def _demand_certificates(
         self,
         wire: npt.NDArray[Any],
-        outputs: npt.NDArray[np.float32],
+        logits: npt.NDArray[np.float32],
         plans: Sequence[Plan],
         decisions: list[Decision | None],
         spans: list[Span],
@@ -304,7 +345,7 @@ class LiveGuard:
             return
         spans.append(Span("certificate", start, time.perf_counter()))
         # NaN certifies nothing.
-        held = (lead > 0) & (label == outputs[rows].argmax(axis=1))
+        held = (lead > 0) & (label == logits[rows].argmax(axis=1))
         for row in rows[~held]:
             found = decisions[row]
             assert found is not None
@@ -327,11 +368,9 @@ class LiveGuard:
         named = [n for n in order if p[n] <= REASON_P] or [order[0]]
         return tuple(self.calibration.detectors[columns[n]] for n in named)
 
-    def _harden(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The policy's `outputs`: full, or log-probabilities of a coarser distribution."""
-        if self.policy.outputs == "full":
-            return outputs
-        log_probabilities = outputs if self._log_outputs else log_softmax(outputs)
+    def _harden(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Log-probabilities of the coarser distribution that the policy's `outputs` asks for."""
+        log_probabilities = logits if self._log_outputs else log_softmax(logits)
         probabilities = np.exp(log_probabilities.astype(np.float64))
         every = np.arange(len(probabilities))
         top = probabilities.argmax(axis=1)

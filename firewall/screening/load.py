@@ -6,14 +6,17 @@ from firewall.bundle.store import Bundle
 from firewall.bundle.versions import check_version
 from firewall.errors import BundleMalformed, ConfigError
 from firewall.screening.calibration import Calibration
+from firewall.screening.classifier import SeparateClassifier
 from firewall.screening.compiled import CompiledGuard, GuardGraphs
 from firewall.screening.live import LiveGuard
+from firewall.screening.local_model import MODEL, LocalModel
 from firewall.screening.policy import Policy
 from firewall.screening.preprocess import NUMPY_DTYPES
-from firewall.screening.remote import RemoteClassifier, RemoteGuard, RemoteSpec
+from firewall.screening.scores import Scores
 from firewall.screening.selftest import SelfTest
 from firewall.screening.session import Device
 from firewall.screening.smoothing import Smoothing
+from firewall.screening.split import SplitGuard
 
 
 def load_guard(
@@ -22,7 +25,7 @@ def load_guard(
     *,
     threads: int = 0,
     device: Device = "cpu",
-    classifier: RemoteClassifier | None = None,
+    classifier: SeparateClassifier | None = None,
 ) -> LiveGuard:
     """Open a guard from a checked bundle.
 
@@ -62,28 +65,58 @@ def load_guard(
     _ = bundle.labels  # raises where their number is wrong
     read_selftest(bundle)
     read_smoothing(bundle)
-    compiled: GuardGraphs
-    if classifier is not None:
-        compiled = RemoteGuard(
-            bundle.files,
-            RemoteSpec.from_json(bundle.files["remote.json"]),
-            calibration.detectors,
-            calibration.cheap,
-            classifier,
-            threads=threads,
-            device=device,
-        )
-    else:
-        compiled = CompiledGuard(bundle.files, threads=threads, device=device)
     return LiveGuard(
-        compiled,
+        open_graphs(bundle, threads=threads, device=device, classifier=classifier),
         calibration,
         policy,
         model=manifest.name,
         log_outputs=bool(manifest.guard.of("ensemble")),
+        scores=None if manifest.classifier.kind == "embedded" else Scores.of(manifest),
         radius=manifest.threat_model.radius if manifest.threat_model.norm == "linf" else 0.0,
         promised_rate=manifest.promised_rate,
     )
+
+
+def open_graphs(
+    bundle: Bundle,
+    *,
+    threads: int = 0,
+    device: Device = "cpu",
+    classifier: SeparateClassifier | None = None,
+) -> GuardGraphs:
+    """Open the graphs of a checked bundle; arguments and errors as of `load_guard`."""
+    manifest = bundle.manifest
+    if manifest.classifier.kind == "embedded":
+        return CompiledGuard(bundle.files, threads=threads, device=device)
+    if classifier is None:
+        classifier = LocalModel(
+            bundle.files[MODEL],
+            scores=manifest.output,
+            taps=manifest.classifier.taps,
+            others=[one.name for one in manifest.other_outputs],
+            threads=threads,
+            device=device,
+        )
+    expensive = "expensive.onnx" in bundle.files
+    _check_files(bundle, *(["views.onnx"] if manifest.guard.of("denoiser") and expensive else []))
+    _check_files(bundle, *([] if expensive else ["cheap.onnx"]))
+    return SplitGuard(
+        bundle.files,
+        classifier,
+        manifest.input,
+        Scores.of(manifest),
+        threads=threads,
+        device=device,
+    )
+
+
+def _check_files(bundle: Bundle, *names: str) -> None:
+    missing = [name for name in names if name not in bundle.files]
+    if missing:
+        raise BundleMalformed(
+            f"{missing[0]}: missing; the bundle was made by another version of this program. "
+            "Make it anew with firewall guard"
+        )
 
 
 def read_selftest(bundle: Bundle) -> SelfTest:

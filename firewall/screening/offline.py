@@ -16,7 +16,6 @@ from firewall.decoding.decode import decode_image
 from firewall.decoding.files import ENDINGS, image_files
 from firewall.decoding.pixels import pixels_hash
 from firewall.errors import InvalidInput
-from firewall.screening.compiled import log_softmax
 from firewall.screening.live import LiveGuard
 from firewall.screening.preprocess import check_values, to_wire
 from firewall.screening.verdict import Decision
@@ -100,7 +99,7 @@ def _screen(guard: LiveGuard, waiting: list[Row]) -> Iterator[Screened]:
         return
     wire = np.stack([row.wire for row in waiting if row.wire is not None])
     answer = guard.screen(wire, [guard.plan("local") for _ in waiting])
-    probabilities = np.exp(log_softmax(answer.outputs))
+    probabilities = np.exp(answer.log_probabilities)
     for number, row in enumerate(waiting):
         top = int(probabilities[number].argmax())
         yield Screened(

@@ -20,21 +20,28 @@ NUMPY_DTYPES: dict[str, type[Any]] = {
 
 def to_wire(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]:
     """[N, H, W, C] uint8 pixels to what a client would send, [N, *spec.shape]."""
-    if spec.datatype == "UINT8" and (spec.low, spec.high) == (0.0, 255.0):
-        wire = pixels
-    else:
-        x: npt.NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255)
-        if spec.mean is not None and spec.std is not None:
-            mean: npt.NDArray[np.float32] = np.array(spec.mean, np.float32)
-            std: npt.NDArray[np.float32] = np.array(spec.std, np.float32)
-            x = (x - mean) / std
-        elif (spec.low, spec.high) != (0.0, 1.0):
-            x = x * np.float32(spec.high - spec.low) + np.float32(spec.low)
-        if spec.datatype == "UINT8":
-            x = np.round(x)
-        wire = x.astype(NUMPY_DTYPES[spec.datatype])
+    if spec.datatype != "UINT8":
+        images = pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        return images_to_wire(images, spec)
+    wire = pixels[..., ::-1] if spec.channel_order == "BGR" else pixels
     if spec.layout == "NCHW":
         wire = wire.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(wire)
+
+
+def images_to_wire(images: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[Any]:
+    """[N, C, H, W] float32 in [0, 1] to what a client would send, [N, *spec.shape]."""
+    x = images[:, ::-1] if spec.channel_order == "BGR" else images
+    if spec.mean is not None and spec.std is not None:
+        mean, std = (np.array(part, np.float32)[:, None, None] for part in (spec.mean, spec.std))
+        x = (x - mean) / std
+    elif (spec.low, spec.high) != (0.0, 1.0):
+        x = x * np.float32(spec.high - spec.low) + np.float32(spec.low)
+    if spec.datatype == "UINT8":
+        x = np.round(x)
+    wire = x.astype(NUMPY_DTYPES[spec.datatype], copy=False)
+    if spec.layout == "NHWC":
+        wire = wire.transpose(0, 2, 3, 1)
     return np.ascontiguousarray(wire)
 
 
@@ -53,6 +60,8 @@ def add_to_wire(
         leave it, and the graph brings them back.
 
     """
+    if spec.channel_order == "BGR":
+        change = change[:, ::-1]
     if spec.std is not None:
         scaled = change / np.array(spec.std, np.float32)[:, None, None]
     else:

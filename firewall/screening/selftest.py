@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.errors import BundleMalformed, FirewallError, ParityError
+from firewall.screening.classifier import Answers, Recording, Replay
 from firewall.screening.compiled import GuardGraphs
-from firewall.screening.remote import Recording, RemoteGuard, Replay
+from firewall.screening.split import SplitGuard
 
 #: Largest deviations allowed: other processors round differently, other graphs differ by far more.
 RELATIVE = 1e-3
@@ -29,7 +30,8 @@ class SelfTest:
         log_probabilities: [N, K] of both tiers.
         statistics: [N, D] of both tiers.
         leads: [R, N] certified leads at each of `RADII`; [0, N] where nothing is certified.
-        answers: [(V + 1) * N, K] of a classifier elsewhere, views after rows; None of one inside.
+        answers: [(V + 1) * N, *score shape] of a classifier elsewhere, views after rows; None of
+            one in the bundle.
 
     """
 
@@ -37,16 +39,15 @@ class SelfTest:
     log_probabilities: npt.NDArray[np.float32]
     statistics: npt.NDArray[np.float32]
     leads: npt.NDArray[np.float32]
-    answers: npt.NDArray[np.float32] | None = None
+    answers: npt.NDArray[Any] | None = None
 
     @classmethod
     def record(cls, compiled: GuardGraphs, wire: npt.NDArray[Any]) -> SelfTest:
         """The answers of a guard that is known to be right."""
-        if not isinstance(compiled, RemoteGuard):
+        if not (isinstance(compiled, SplitGuard) and compiled.remote):
             return cls(wire, *compiled.both(wire), _leads(compiled, wire))
-        heard = Recording(compiled.classifier)
-        said = compiled.with_classifier(heard).both(wire, batch=len(wire))
-        return cls(wire, *said, _leads(compiled, wire), np.concatenate(heard.answers))
+        recorded, answers = _record(compiled, wire)
+        return cls(wire, *recorded, _leads(compiled, wire), answers)
 
     def to_npz(self) -> bytes:
         """As it lies in a bundle."""
@@ -98,10 +99,10 @@ class SelfTest:
             BundleMalformed: a graph fails, for instance because it takes too much memory.
 
         """
-        if isinstance(compiled, RemoteGuard):
+        if isinstance(compiled, SplitGuard) and compiled.remote:
             if self.answers is None:
                 raise BundleMalformed("selftest.npz: has no answers of the remote classifier")
-            compiled = compiled.with_classifier(Replay(self.answers))
+            compiled = compiled.with_classifier(Replay(Answers(self.answers)))
         try:
             log_probabilities, statistics = compiled.both(self.wire, batch=len(self.wire))
             leads = _leads(compiled, self.wire)
@@ -126,7 +127,7 @@ class SelfTest:
                 raise ParityError(f"selftest.npz: {name} differ {worst} from what was recorded")
 
 
-def same_classifier(stored: SelfTest, guard: RemoteGuard) -> None:
+def same_classifier(stored: SelfTest, guard: SplitGuard) -> None:
     """Ask a served classifier what it was asked when the guard was calibrated.
 
     Raises:
@@ -135,15 +136,23 @@ def same_classifier(stored: SelfTest, guard: RemoteGuard) -> None:
         FirewallError: it does not answer.
 
     """
-    heard = Recording(guard.classifier)
-    guard.with_classifier(heard).both(stored.wire, batch=len(stored.wire))
-    got, want = np.concatenate(heard.answers), stored.answers
+    _, got = _record(guard, stored.wire)
+    want = stored.answers
     if want is None or got.shape != want.shape or not np.allclose(got, want, rtol=0.02, atol=0.02):
         raise ParityError(
             "upstream: answers other than the classifier that this guard was calibrated for, so "
-            "its false-positive rate does not hold; calibrate again with firewall calibrate "
-            "--upstream"
+            "its false-positive rate does not hold; make a guard of this classifier with firewall "
+            "guard"
         )
+
+
+def _record(
+    guard: SplitGuard, wire: npt.NDArray[Any]
+) -> tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[Any]]:
+    """What the guard computes of rows, and what its classifier answers, in the order asked."""
+    heard = Recording(guard.classifier)
+    computed = guard.with_classifier(heard).both(wire, batch=len(wire))
+    return computed, np.concatenate([answers.scores for answers in heard.answers])
 
 
 def _leads(compiled: GuardGraphs, wire: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

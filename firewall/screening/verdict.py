@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from firewall.screening.scores import log_softmax
 from firewall.screening.span import Span
 
 
@@ -57,13 +59,44 @@ class Decision:
 
 @dataclass(frozen=True)
 class Answer:
-    """About a batch: one decision a row and the classifier's outputs [N, K] float32.
+    """About a batch of N rows.
 
-    The outputs are the classifier's logits, or log-probabilities when the guard has an ensemble.
     Rows that are rejected have outputs too: who answers a client leaves them out.
-    `spans` are of the batch that the rows were in.
+
+    Attributes:
+        decisions: one a row.
+        outputs: [N, *score shape], the class scores as the classifier answers them: with an
+            ensemble, its own in place of the classifier's.
+        logits: [N, K] of the same, whatever the classifier answers.
+        others: by name, further outputs of the classifier, [N, ...]; empty where the policy
+            withholds them.
+        spans: of the batch that the rows were in.
+
     """
 
     decisions: tuple[Decision, ...]
-    outputs: npt.NDArray[np.float32]
+    outputs: npt.NDArray[Any]
+    logits: npt.NDArray[np.float32]
+    others: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
+
+    @property
+    def log_probabilities(self) -> npt.NDArray[np.float32]:
+        """[N, K]."""
+        return log_softmax(self.logits)
+
+    @property
+    def classes(self) -> npt.NDArray[np.intp]:
+        """[N]: the top class of each row."""
+        top: npt.NDArray[np.intp] = self.logits.argmax(axis=1)
+        return top
+
+    def part(self, first: int, last: int) -> Answer:
+        """The rows from `first` to before `last`."""
+        return Answer(
+            self.decisions[first:last],
+            self.outputs[first:last],
+            self.logits[first:last],
+            {name: values[first:last] for name, values in self.others.items()},
+            self.spans,
+        )

@@ -23,5 +23,7 @@ def pixels(wire: npt.NDArray[Any], spec: InputSpec) -> npt.NDArray[np.float32]:
         x = x * std + mean
     elif (spec.low, spec.high) != (0.0, 1.0):
         x = (x - np.float32(spec.low)) / np.float32(spec.high - spec.low)
+    if spec.channel_order == "BGR":
+        x = x[:, ::-1]
     clipped: npt.NDArray[np.float32] = np.clip(x, 0.0, 1.0).astype(np.float32)
     return clipped

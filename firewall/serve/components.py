@@ -80,7 +80,12 @@ def upstream(settings: Settings, manifest: Manifest, url: str) -> Upstream:
         max_call_bytes=settings.upstream_bytes,
         max_message=settings.max_message_bytes,
     )
-    return Upstream(found, input_name=manifest.input.name, output=manifest.output)
+    return Upstream(
+        found,
+        input_name=manifest.input.name,
+        output=manifest.output,
+        others=[one.name for one in manifest.other_outputs],
+    )
 
 
 def authenticator(settings: Settings) -> Authenticator:

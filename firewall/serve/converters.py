@@ -11,7 +11,6 @@ from firewall.bundle.manifest import Manifest
 from firewall.decoding.pixels import to_png
 from firewall.errors import InvalidInput
 from firewall.screening.certificate import Certificate
-from firewall.screening.compiled import log_softmax
 from firewall.screening.verdict import Decision, Verdict
 from firewall.serve.data_plane import (
     InferOutput,
@@ -129,7 +128,8 @@ def infer_response(result: InferResult) -> oip.ModelInferResponse:
 def _raw(output: InferOutput) -> bytes:
     if output.values is None:
         return join_bytes_tensor(output.elements)
-    return np.ascontiguousarray(output.values, "<f4").tobytes()
+    little_endian = output.values.dtype.newbyteorder("<")
+    return np.ascontiguousarray(output.values, little_endian).tobytes()
 
 
 def model_metadata(manifest: Manifest) -> oip.ModelMetadataResponse:
@@ -147,7 +147,15 @@ def model_metadata(manifest: Manifest) -> oip.ModelMetadataResponse:
             )
         ],
         outputs=[
-            tensor(name=manifest.output, datatype="FP32", shape=[-1, manifest.classifier.classes])
+            tensor(
+                name=manifest.output,
+                datatype=manifest.scores.datatype,
+                shape=[-1, *manifest.score_shape],
+            ),
+            *(
+                tensor(name=one.name, datatype=one.datatype, shape=[-1, *one.shape])
+                for one in manifest.other_outputs
+            ),
         ],
     )
 
@@ -167,11 +175,16 @@ def model_config(described: ModelDescription) -> oip.ModelConfigResponse:
         format=oip.ModelInput.Format.Value(f"FORMAT_{spec.layout}"),
         dims=spec.shape,
     )
+    manifest = described.manifest
     config.output.add(
-        name=described.manifest.output,
-        data_type=oip.DataType.TYPE_FP32,
-        dims=[described.manifest.classifier.classes],
+        name=manifest.output,
+        data_type=oip.DataType.Value(f"TYPE_{manifest.scores.datatype}"),
+        dims=manifest.score_shape,
     )
+    for one in manifest.other_outputs:
+        config.output.add(
+            name=one.name, data_type=oip.DataType.Value(f"TYPE_{one.datatype}"), dims=one.shape
+        )
     return oip.ModelConfigResponse(config=config)
 
 
@@ -247,7 +260,7 @@ def _native_batch(message: native.Input) -> Batch:
 
 def predict_response(screened: Screened, top_k: int, request_id: str) -> native.PredictResponse:
     """Write predictions; refused rows carry no label."""
-    probabilities = np.exp(log_softmax(screened.answer.outputs))
+    probabilities = np.exp(screened.answer.log_probabilities)
     response = native.PredictResponse(
         model=screened.model, version=screened.version, request_id=request_id
     )

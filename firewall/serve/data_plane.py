@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from firewall.bundle.manifest import Manifest
 from firewall.decoding.pixels import pixels_hash
 from firewall.decoding.pool import DecodingPool
 from firewall.errors import InvalidInput, Refused
+from firewall.protocol.tensors import DATATYPES
 from firewall.screening.preprocess import check_values, to_wire
 from firewall.screening.span import Span
 from firewall.screening.verdict import Answer, Decision, Verdict
@@ -22,6 +23,9 @@ from firewall.serve.model import Certified, ServedModel
 from firewall.serve.repository import ModelRepository
 from firewall.serve.statistics import Statistics
 from firewall.serve.tensors import Batch, EncodedImages, Limits, check_row_count, to_rows
+
+#: The protocol's name of each numpy datatype.
+_DATATYPES = {numpy_name: name for name, numpy_name in DATATYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,12 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class InferOutput:
-    """An output tensor: FP32 [N, K] as an array, or BYTES [N, k] as elements."""
+    """An output tensor: numbers [N, ...] as an array, or BYTES [N, k] as elements."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: npt.NDArray[np.float32] | None = None
+    values: npt.NDArray[Any] | None = None
     elements: Sequence[bytes] = ()
 
 
@@ -339,8 +343,14 @@ class DataPlane:
 
 
 def _check_output(field: str, output: RequestedOutput, manifest: Manifest) -> None:
-    if output.name != manifest.output:
-        raise InvalidInput(f"{field}.name", f"{output.name[:64]!r}; expected {manifest.output!r}")
+    others = {one.name for one in manifest.other_outputs}
+    if output.name not in {manifest.output, *others}:
+        expected = ", ".join(repr(name) for name in (manifest.output, *sorted(others)))
+        raise InvalidInput(f"{field}.name", f"{output.name[:64]!r}; expected {expected}")
+    if output.classification and output.name in others:
+        raise InvalidInput(
+            f"{field}.parameters['classification']", f"is for the output {manifest.output!r}"
+        )
     classes = manifest.classifier.classes
     if not 0 <= output.classification <= classes:
         raise InvalidInput(
@@ -356,36 +366,63 @@ def _infer_result(
     refused = tuple(
         row for row, decision in enumerate(answer.decisions) if decision.verdict is Verdict.REJECT
     )
-    values = answer.outputs
     if refused:
         if policy.rows == "all":
             raise Refused(_refusal(refused, request_id), request_id, refused)
-        values = values.copy()
-        values[list(refused)] = np.nan
+        answer = _withheld(answer, refused)
     parameters: dict[str, str] = {}
     if policy.mode == "monitor" or policy.rows == "each":
         parameters = verdict_parameters(answer.decisions, disclose=policy.disclose == "diagnostics")
-    asked = request.outputs or (RequestedOutput(model.manifest.output),)
+    asked = request.outputs or [
+        RequestedOutput(name) for name in (model.manifest.output, *answer.others)
+    ]
     return InferResult(
         model.name,
         model.manifest.version,
         request.id,
-        [_output(output, values, model.labels) for output in asked],
+        [_output(n, output, answer, model) for n, output in enumerate(asked)],
         parameters,
     )
 
 
+def _withheld(answer: Answer, refused: Sequence[int]) -> Answer:
+    """Replace what is answered of refused rows by NaN, and by 0 where a number cannot be NaN."""
+
+    def without(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        values = values.copy()
+        values[list(refused)] = np.nan if values.dtype.kind == "f" else 0
+        return values
+
+    return replace(
+        answer,
+        outputs=without(answer.outputs),
+        logits=without(answer.logits),
+        others={name: without(values) for name, values in answer.others.items()},
+    )
+
+
 def _output(
-    output: RequestedOutput, values: npt.NDArray[np.float32], labels: Sequence[str]
+    number: int, output: RequestedOutput, answer: Answer, model: ServedModel
 ) -> InferOutput:
+    own = output.name == model.manifest.output
+    if not own and output.name not in answer.others:
+        raise InvalidInput(
+            f"outputs[{number}].name",
+            f"{output.name[:64]!r} is withheld by the policy; expected {model.manifest.output!r}",
+        )
+    values = answer.outputs if own else answer.others[output.name]
     if not output.classification:
-        return InferOutput(output.name, "FP32", values.shape, values)
-    top = output.classification
-    elements = [element for row in values for element in classification(row, labels, top)]
+        return InferOutput(output.name, _DATATYPES[values.dtype.name], values.shape, values)
+    top, labels = output.classification, model.labels
+    flat = values.reshape(len(values), -1)
+    if flat.shape[1] != len(labels):
+        # One value for two classes: the probability of each.
+        flat = np.exp(answer.log_probabilities)
+    elements = [element for row in flat for element in classification(row, labels, top)]
     return InferOutput(output.name, "BYTES", (len(values), top), None, elements)
 
 
-def classification(row: npt.NDArray[np.float32], labels: Sequence[str], top: int) -> list[bytes]:
+def classification(row: npt.NDArray[Any], labels: Sequence[str], top: int) -> list[bytes]:
     """The classes of a row as Triton's classification extension writes them: `value:index:label`.
 
     A withheld row has `nan:-1:` in every place.

@@ -19,9 +19,9 @@ from firewall.screening.live import LiveGuard, Plan
 from firewall.screening.load import read_selftest, read_smoothing
 from firewall.screening.policy import Policy
 from firewall.screening.preprocess import check_values
-from firewall.screening.remote import RemoteGuard
 from firewall.screening.selftest import same_classifier
 from firewall.screening.span import Span
+from firewall.screening.split import SplitGuard
 from firewall.screening.verdict import Answer, Verdict
 from firewall.serve.audit import Audit
 from firewall.serve.batcher import Batcher
@@ -150,7 +150,8 @@ class ServedModel:
             )
         self.upstream = upstream
         compiled = guard.compiled
-        if isinstance(compiled, RemoteGuard) and upstream is None:
+        remote = isinstance(compiled, SplitGuard) and compiled.remote
+        if isinstance(compiled, SplitGuard) and compiled.remote and upstream is None:
             self.upstream = UpstreamHealth(
                 compiled.classifier, lambda: same_classifier(self._selftest, compiled)
             )
@@ -160,7 +161,7 @@ class ServedModel:
             # The first rows need not wait for rows that are computed after them.
             batch_rows=min(services.batch_rows, compiled.rows_at_once),
             queue_rows=services.queue_rows,
-            lanes=_UPSTREAM_LANES if isinstance(compiled, RemoteGuard) else 1,
+            lanes=_UPSTREAM_LANES if remote else 1,
             on_batch=self._on_batch,
         )
         self._certifying = threading.BoundedSemaphore(MAX_CERTIFYING)
@@ -433,14 +434,12 @@ class ServedModel:
             answers, first = [], 0
             for work in works:
                 last = first + len(work.rows)
-                answers.append(
-                    Answer(whole.decisions[first:last], whole.outputs[first:last], whole.spans)
-                )
+                answers.append(whole.part(first, last))
                 first = last
         spans = (Span("guard", start, time.perf_counter()), *answers[0].spans)
         for span in spans:
             self._services.metrics.stage(self.name, span.name, span.end - span.start)
-        return [Answer(answer.decisions, answer.outputs, spans) for answer in answers]
+        return [replace(answer, spans=spans) for answer in answers]
 
     def _screen_valid(self, works: list[_Work]) -> list[Answer | Exception]:
         """Answer the valid requests of a batch, and give the error of each invalid one."""

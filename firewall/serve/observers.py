@@ -139,7 +139,7 @@ class Quarantine:
             reasons=decision.reasons,
             statistics=dict(decision.statistics),
             p_value=decision.p_value,
-            said=int(answer.outputs[row].argmax()),
+            said=int(answer.logits[row].argmax()),
             # A copy: the batch is a view of the whole message.
             wire=rows[row].copy(),
             sampled=sampled,

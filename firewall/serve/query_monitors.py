@@ -15,7 +15,6 @@ from firewall.bundle.spec import InputSpec
 from firewall.monitors.contract import Monitor, Seen
 from firewall.monitors.registry import MonitorRegistry
 from firewall.monitors.store import Store
-from firewall.screening.compiled import log_softmax
 from firewall.screening.policy import MonitorSpec, Policy
 from firewall.screening.verdict import FAULT, Answer, Decision, Verdict
 from firewall.screening.wire_pixels import pixels
@@ -96,7 +95,7 @@ class Monitors:
         seen = Seen(
             client=self._memory.pseudonym(client),
             images=pixels(wire[rows], self._spec),
-            outputs=log_softmax(answer.outputs[rows]),
+            outputs=answer.log_probabilities[rows],
         )
         decisions = list(answer.decisions)
         for spec, monitor in self._monitors:

@@ -368,7 +368,8 @@ def infer_response(result: InferResult, asked: AskedInference) -> Response:
 def _raw(output: InferOutput) -> bytes:
     if output.values is None:
         return join_bytes_tensor(output.elements)
-    return np.ascontiguousarray(output.values, "<f4").tobytes()
+    little_endian = output.values.dtype.newbyteorder("<")
+    return np.ascontiguousarray(output.values, little_endian).tobytes()
 
 
 def _listed(output: InferOutput) -> list[Any]:

@@ -304,6 +304,10 @@ def _check_same_interface(live_model: ServedModel, bundle: Bundle) -> None:
         ("name", live.name, other.name),
         ("input", live.input, other.input),
         ("output", live.output, other.output),
+        ("activation", live.scores.activation, other.scores.activation),
+        ("datatype", live.scores.datatype, other.scores.datatype),
+        ("shape", live.score_shape, other.score_shape),
+        ("other_outputs", live.other_outputs, other.other_outputs),
         ("classes", live.classifier.classes, other.classifier.classes),
     ):
         if old != new:

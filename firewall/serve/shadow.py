@@ -14,7 +14,6 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from firewall.screening.verdict import Answer
@@ -96,7 +95,7 @@ class Shadow:
     def _compare(self, rows: npt.NDArray[Any], answer: Answer, client: str) -> None:
         guard = self.candidate.guard
         other = guard.screen(rows, (guard.plan(client),) * len(rows))
-        differs = np.argmax(answer.outputs, axis=1) != np.argmax(other.outputs, axis=1)
+        differs = answer.classes != other.classes
         for row, (live, mine) in enumerate(zip(answer.decisions, other.decisions, strict=True)):
             verdicts = (live.verdict.value, mine.verdict.value)
             self.verdicts[verdicts] += 1

@@ -295,7 +295,7 @@ def measure_rows(
         part = np.ascontiguousarray(wire[start : start + batch])
         plan = live.plan("")
         answer = live.screen(part, [plan] * len(part))
-        labels += [int(label) for label in answer.outputs.argmax(axis=1)]
+        labels += answer.classes.tolist()
         for decision in answer.decisions:
             # A fault is refused by default: as suspicious as can be.
             scores.append(np.inf if decision.score is None else decision.score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from firewall.bundle.spec import InputSpec
+from firewall.errors import EvidenceMissing
+from firewall.guard.classifier import Classifier
 from firewall.guard.graph import Guard
 from firewall.guard.wire_input import WireInput
 from firewall.stages import RAW, Denoiser, Evidence, Fittable, Learner, Lesson, forger
@@ -29,6 +32,7 @@ class Material:
         spec: of the wire.
         labels: [N] their classes; what the classifier says when None.
         radius: L-infinity, of forgeries.
+        steps: of the attacker who makes them.
 
     """
 
@@ -36,19 +40,52 @@ class Material:
     spec: InputSpec
     labels: npt.NDArray[np.int64] | None = None
     radius: float = LESSON_RADIUS
+    steps: int = _LESSON_STEPS
+
+
+#: Evidence about the rows of a material: with `views`, of the views as well.
+Look = Callable[[Material, bool], Evidence]
 
 
 def fit_stages(guard: Guard, material: Material, seed: int) -> dict[str, dict[str, float]]:
     """Teach and fit every stage that can be; figures by stage.
 
-    Denoisers first: what they learn changes the views that detectors and ensembles are fitted on.
-
     Args:
-        guard: its stages are changed in place.
+        guard: with its classifier; its stages are changed in place.
         material: clean rows.
         seed: of every draw.
 
     """
+    classifier = guard.classifier
+    assert classifier is not None
+    return _fit(guard, material, seed, classifier, lambda of, views: clean_evidence(
+        guard, of, views=views
+    ))  # fmt: skip
+
+
+def fit_around(
+    guard: Guard, material: Material, seed: int, look: Look, stand_in: Classifier | None
+) -> dict[str, dict[str, float]]:
+    """Teach and fit the stages of a guard whose classifier is served elsewhere.
+
+    Args:
+        guard: without a classifier; its stages are changed in place.
+        material: clean rows.
+        seed: of every draw.
+        look: evidence, by what the served classifier answers.
+        stand_in: a network of the same classes, to forge on; None where there is none.
+
+    Raises:
+        EvidenceMissing: a stage learns from forgeries, and there is nothing to forge on.
+
+    """
+    return _fit(guard, material, seed, stand_in, look)
+
+
+def _fit(
+    guard: Guard, material: Material, seed: int, forge_on: Classifier | None, look: Look
+) -> dict[str, dict[str, float]]:
+    """Denoisers first: what they learn changes the views that detectors are fitted on."""
     rng = torch.Generator().manual_seed(seed)
     figures: dict[str, dict[str, float]] = {}
     stages: dict[str, Any] = {**guard.denoisers, **guard.detectors}
@@ -56,11 +93,16 @@ def fit_stages(guard: Guard, material: Material, seed: int) -> dict[str, dict[st
         stages["ensemble"] = guard.ensemble
     learners = {name: stage for name, stage in stages.items() if isinstance(stage, Learner)}
     if learners:
-        lesson = _lesson(guard, material)
+        if forge_on is None:
+            raise EvidenceMissing(
+                f"stage {next(iter(learners))!r} learns from forgeries, which take a classifier's "
+                "gradient; a served one gives none. Name a stand-in with --surrogate"
+            )
+        lesson = _lesson(forge_on, material)
         figures |= {name: stage.learn(lesson, rng).figures for name, stage in learners.items()}
     denoisers = {n: s for n, s in guard.denoisers.items() if isinstance(s, Fittable)}
     if denoisers:
-        evidence = clean_evidence(guard, material, views=False)
+        evidence = look(material, False)
         figures |= {name: stage.fit(evidence, rng).figures for name, stage in denoisers.items()}
     others: dict[str, Any] = dict(guard.detectors.items())
     if guard.ensemble is not None:
@@ -68,7 +110,7 @@ def fit_stages(guard: Guard, material: Material, seed: int) -> dict[str, dict[st
     others = {name: stage for name, stage in others.items() if isinstance(stage, Fittable)}
     if others:
         expensive = {*guard.tier("expensive"), "ensemble"}
-        evidence = clean_evidence(guard, material, views=bool(expensive & others.keys()))
+        evidence = look(material, bool(expensive & others.keys()))
         figures |= {name: stage.fit(evidence, rng).figures for name, stage in others.items()}
     return figures
 
@@ -79,16 +121,15 @@ def fit_denoiser(
     """Teach or fit a denoiser that stands before the guard's classifier and is no view of it."""
     rng = torch.Generator().manual_seed(seed)
     if isinstance(denoiser, Learner):
-        return denoiser.learn(_lesson(guard, material), rng).figures
+        assert guard.classifier is not None
+        return denoiser.learn(_lesson(guard.classifier, material), rng).figures
     if isinstance(denoiser, Fittable):
         return denoiser.fit(clean_evidence(guard, material, views=False), rng).figures
     return {}
 
 
-def _lesson(guard: Guard, material: Material) -> Lesson:
-    classifier = guard.classifier
+def _lesson(classifier: Classifier, material: Material) -> Lesson:
     wire, labels = material.wire, material.labels
-    assert classifier is not None
 
     def look(x: Tensor) -> Evidence:
         logits, features = classifier(x)
@@ -103,7 +144,7 @@ def _lesson(guard: Guard, material: Material) -> Lesson:
         label=torch.cat(said) if labels is None else torch.from_numpy(labels),
         radius=material.radius,
         look=look,
-        forge=forger(material.radius, _LESSON_STEPS),
+        forge=forger(material.radius, material.steps),
     )
 
 

@@ -470,6 +470,7 @@ def _wire(one: Labelled) -> Any:
 
 def _knowledge(suite: str) -> tuple[Any, ...]:
     by_suite = {
+        "quick": ("oblivious", "black-box", "adaptive"),
         "static": ("oblivious",),
         "black-box": ("black-box",),
         "adaptive": ("adaptive",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from firewall.errors import (
     UpstreamError,
 )
 from firewall.protocol.tensors import TensorInfo
+from firewall.screening.classifier import Answers
 from firewall.upstream.breaker import Breaker
 from firewall.upstream.settings import UpstreamSettings
 from firewall.upstream.trace import TRACE_CONTEXT
@@ -34,7 +35,7 @@ from firewall.upstream.transport import (
     ModelMetadata,
     Rows,
     Transport,
-    as_float32,
+    as_floats,
 )
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Upstream:
         *,
         output: str,
         input_name: str,
+        others: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a client; it connects with the first call.
@@ -64,11 +66,13 @@ class Upstream:
             settings: where the classifier is, and the limits of a call.
             output: name of the output that holds the class scores.
             input_name: name of the input that takes the images.
+            others: names of further outputs, which pass through.
             clock: seconds, as deadlines count them.
 
         """
         self._settings, self._output, self._clock = settings, output, clock
-        self._transport = _connect(settings, input_name, output)
+        self._others = tuple(others)
+        self._transport = _connect(settings, input_name)
         self._breaker = Breaker(settings.address, settings.breaker, settings.pause, clock)
         self._lock = threading.Lock()
         self._max_bytes = settings.max_call_bytes
@@ -92,36 +96,34 @@ class Upstream:
         except CallFailed as failed:
             raise failed.error from failed
 
-    def infer(self, wire: Rows, deadline: float | None) -> npt.NDArray[np.float32]:
-        """Ask for the class scores of rows, in as many calls as the limits make of them.
+    def infer(self, wire: Rows, deadline: float | None, *, scores_only: bool = False) -> Answers:
+        """Ask about rows, in as many calls as the limits make of them.
 
         Args:
             wire: [R, *input shape], R at least 1.
             deadline: `time.monotonic()` by which the answer is due; None is `settings.timeout`.
-
-        Returns:
-            [R, K] class scores.
+            scores_only: whether further outputs are left out.
 
         Raises:
             FirewallError: the server failed, or answers something else; `NotReady` while the
                 breaker is open.
 
         """
-        parts: list[npt.NDArray[np.float32]] = []
+        names = (self._output,) if scores_only else (self._output, *self._others)
+        parts: list[dict[str, npt.NDArray[Any]]] = []
         start = 0
         while start < len(wire):
             rows = wire[start : start + self._rows_of_a_call(wire)]
             try:
-                parts.append(self._ask(rows, deadline))
+                parts.append(self._ask(rows, names, deadline))
             except CallFailed as failed:
                 if not (failed.too_large and len(rows) > 1):
                     raise _for_client(failed) from failed
                 self._halve(rows)
             else:
                 start += len(rows)
-        if len({part.shape[1] for part in parts}) > 1:
-            raise UpstreamError("upstream: calls of one batch answer different numbers of classes")
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found = {name: _joined([part[name] for part in parts]) for name in names}
+        return Answers(found.pop(self._output), others=found)
 
     def close(self) -> None:
         """Close the connections."""
@@ -143,12 +145,14 @@ class Upstream:
                     self._settings.address, len(rows), half,
                 )  # fmt: skip
 
-    def _ask(self, rows: Rows, deadline: float | None) -> npt.NDArray[np.float32]:
+    def _ask(
+        self, rows: Rows, names: Sequence[str], deadline: float | None
+    ) -> dict[str, npt.NDArray[Any]]:
         """One call, as the breaker allows."""
         probes = self._breaker.admit()
         begun = self._clock()
         try:
-            outputs = self._call(rows, deadline)
+            outputs = self._call(rows, names, deadline)
         except CallFailed as failed:
             # A caller's own short deadline says nothing about the server.
             patient = deadline is None or deadline - begun > self._settings.timeout
@@ -164,31 +168,36 @@ class Upstream:
             self._breaker.released(probes)
             raise
         self._breaker.succeeded()
-        return self._scores(outputs, len(rows))
+        return {name: self._checked(name, outputs, len(rows)) for name in names}
 
-    def _call(self, rows: Rows, deadline: float | None) -> dict[str, npt.NDArray[Any]]:
+    def _call(
+        self, rows: Rows, names: Sequence[str], deadline: float | None
+    ) -> dict[str, npt.NDArray[Any]]:
         """One call, and one more where nothing can have been computed."""
         try:
-            return self._transport.infer(rows, self._left(deadline), self._headers())
+            return self._transport.infer(rows, names, self._left(deadline), self._headers())
         except CallFailed as failed:
             if failed.status != "UNAVAILABLE":
                 raise
             # An inference changes nothing, so asking twice is safe. There is no third time: a
             # server that is overloaded must not be asked the more for it.
-            return self._transport.infer(rows, self._left(deadline), self._headers())
+            return self._transport.infer(rows, names, self._left(deadline), self._headers())
 
-    def _scores(self, outputs: dict[str, npt.NDArray[Any]], rows: int) -> npt.NDArray[np.float32]:
-        found = outputs.get(self._output)
+    def _checked(
+        self, name: str, outputs: dict[str, npt.NDArray[Any]], rows: int
+    ) -> npt.NDArray[Any]:
+        """Return an output that has a row for each of the rows asked."""
+        found = outputs.get(name)
         if found is None:
             raise UpstreamError(
                 f"upstream: answered {', '.join(sorted(outputs)) or 'nothing'}; expected the "
-                f"output {self._output!r}"
+                f"output {name!r}"
             )
-        if found.ndim != 2 or len(found) != rows:
+        if not found.ndim or len(found) != rows:
             raise UpstreamError(
                 f"upstream: answers {list(found.shape)} for {rows} rows; expected [rows, classes]"
             )
-        return as_float32(found)
+        return as_floats(found) if name == self._output else found
 
     def _left(self, deadline: float | None) -> float:
         """Seconds that a call may take.
@@ -235,15 +244,22 @@ def describe(settings: UpstreamSettings) -> tuple[TensorInfo, TensorInfo, str]:
     return metadata.inputs[0], metadata.outputs[0], metadata.platform
 
 
-def _connect(settings: UpstreamSettings, input_name: str, output: str) -> Transport:
+def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Join the answers of the calls of one batch."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise UpstreamError("upstream: calls of one batch answer different numbers of classes")
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _connect(settings: UpstreamSettings, input_name: str) -> Transport:
     # Imported where it is used: a server whose upstream speaks gRPC does not load an HTTP client.
     if settings.protocol == "rest":
         from firewall.upstream.rest_transport import RestTransport
 
-        return RestTransport(settings, input_name=input_name, output=output)
+        return RestTransport(settings, input_name=input_name)
     from firewall.upstream.grpc_transport import GrpcTransport
 
-    return GrpcTransport(settings, input_name=input_name, output=output)
+    return GrpcTransport(settings, input_name=input_name)
 
 
 def _for_client(failed: CallFailed) -> FirewallError:

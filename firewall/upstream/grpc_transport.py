@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -29,9 +30,9 @@ _SERVICE = "/inference.GRPCInferenceService/"
 class GrpcTransport:
     """A channel to a server. Thread-safe."""
 
-    def __init__(self, settings: UpstreamSettings, *, input_name: str, output: str) -> None:
+    def __init__(self, settings: UpstreamSettings, *, input_name: str) -> None:
         """Make a channel; it connects with the first call."""
-        self._settings, self._input, self._output = settings, input_name, output
+        self._settings, self._input = settings, input_name
         options = (
             ("grpc.max_receive_message_length", settings.max_message),
             # A single row may be longer than a call is meant to be.
@@ -54,13 +55,16 @@ class GrpcTransport:
         """Bytes of a row: the tensor is raw in the message."""
         return int(rows[:1].nbytes)
 
-    def infer(self, rows: Rows, timeout: float, headers: Headers) -> dict[str, npt.NDArray[Any]]:
+    def infer(
+        self, rows: Rows, outputs: Sequence[str], timeout: float, headers: Headers
+    ) -> dict[str, npt.NDArray[Any]]:
         """ModelInfer."""
         request = oip.ModelInferRequest(
             model_name=self._settings.model, model_version=self._settings.version
         )
         request.inputs.add(name=self._input, datatype=DATATYPES[rows.dtype.name], shape=rows.shape)
-        request.outputs.add(name=self._output)
+        for output in outputs:
+            request.outputs.add(name=output)
         request.raw_input_contents.append(little_endian(rows))
         answer = self._unary("ModelInfer", request, oip.ModelInferResponse, timeout, headers)
         try:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from firewall.errors import Cancelled, DeadlineExceeded, FirewallError, NotReady, Overloaded
-from firewall.screening.remote import RemoteClassifier
+from firewall.screening.classifier import SeparateClassifier
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class UpstreamHealth:
 
     def __init__(
         self,
-        classifier: RemoteClassifier,
+        classifier: SeparateClassifier,
         check: Callable[[], None],
         *,
         period: float = 1.0,

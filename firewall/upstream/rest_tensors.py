@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 _BLOCK = 8192
 
 
-def binary_body(name: str, rows: Rows, output: str) -> tuple[bytes, int]:
+def binary_body(name: str, rows: Rows, outputs: Sequence[str]) -> tuple[bytes, int]:
     """Write a request with a raw tensor; returns the body and the length of its JSON."""
     raw = little_endian(rows)
     head = json.dumps(
@@ -40,14 +41,16 @@ def binary_body(name: str, rows: Rows, output: str) -> tuple[bytes, int]:
                     "parameters": {"binary_data_size": len(raw)},
                 }
             ],
-            "outputs": [{"name": output, "parameters": {"binary_data": True}}],
+            "outputs": [
+                {"name": output, "parameters": {"binary_data": True}} for output in outputs
+            ],
         },
         allow_nan=False,
     ).encode()
     return head + raw, len(head)
 
 
-def json_body(name: str, rows: Rows, output: str) -> bytes:
+def json_body(name: str, rows: Rows, outputs: Sequence[str]) -> bytes:
     """Write a request with its numbers in JSON, in row-major order.
 
     Nine digits give back every float32 bit for bit.
@@ -64,7 +67,7 @@ def json_body(name: str, rows: Rows, output: str) -> bytes:
     number = "%d," if flat.dtype == np.uint8 else "%.9g,"
     blocks = (flat[start : start + _BLOCK].tolist() for start in range(0, flat.size, _BLOCK))
     data = "".join((number * len(block)) % tuple(block) for block in blocks)[:-1]
-    asked = json.dumps([{"name": output}], allow_nan=False)
+    asked = json.dumps([{"name": output} for output in outputs], allow_nan=False)
     start = f'{{"id":"{_new_id()}","inputs":[{head[:-1]},"data":['
     return f'{start}{data}]}}],"outputs":{asked}}}'.encode()
 

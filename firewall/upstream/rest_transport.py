@@ -10,6 +10,7 @@ import json
 import ssl
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -67,14 +68,14 @@ _Format = Literal["unknown", "binary", "json"]
 class RestTransport:
     """A pool of connections to a server. Thread-safe."""
 
-    def __init__(self, settings: UpstreamSettings, *, input_name: str, output: str) -> None:
+    def __init__(self, settings: UpstreamSettings, *, input_name: str) -> None:
         """Make a pool; it connects with the first call.
 
         Raises:
             ConfigError: the certificate authorities cannot be read.
 
         """
-        self._settings, self._input, self._output = settings, input_name, output
+        self._settings, self._input = settings, input_name
         self._pool = _pool(settings)
         self._model = f"/v2/models/{quote(settings.model, safe='')}"
         if settings.version:
@@ -89,7 +90,9 @@ class RestTransport:
             return int(rows[:1].size) * _TEXT_BYTES[rows.dtype.name]
         return int(rows[:1].nbytes)
 
-    def infer(self, rows: Rows, timeout: float, headers: Headers) -> dict[str, npt.NDArray[Any]]:
+    def infer(
+        self, rows: Rows, outputs: Sequence[str], timeout: float, headers: Headers
+    ) -> dict[str, npt.NDArray[Any]]:
         """POST …/infer.
 
         A server that does not list the extension may understand it all the same, as KServe's does:
@@ -99,7 +102,7 @@ class RestTransport:
         self._ask_server(timeout, headers)
         form = self._format
         if form != "json":
-            body, length = binary_body(self._input, rows, self._output)
+            body, length = binary_body(self._input, rows, outputs)
             more = {LENGTH_HEADER: str(length), "Content-Type": "application/octet-stream"}
             status, answered, data = self._request(
                 "POST", "/infer", _left(until), headers, body, more
@@ -109,7 +112,7 @@ class RestTransport:
                 return _outputs(answered, data)
             if form == "binary" or status not in _NOT_UNDERSTOOD:
                 raise _failed(status, answered, data)
-        body = json_body(self._input, rows, self._output)
+        body = json_body(self._input, rows, outputs)
         status, answered, data = self._request(
             "POST", "/infer", _left(until), headers, body, {"Content-Type": "application/json"}
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,8 +58,10 @@ class Transport(Protocol):
     def row_bytes(self, rows: Rows) -> int:
         """Bytes that one of the rows takes in a message."""
 
-    def infer(self, rows: Rows, timeout: float, headers: Headers) -> dict[str, npt.NDArray[Any]]:
-        """Ask once; returns the numeric outputs by name.
+    def infer(
+        self, rows: Rows, outputs: Sequence[str], timeout: float, headers: Headers
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Ask once for some outputs; returns the numeric ones by name.
 
         Raises:
             CallFailed: there is no answer.
@@ -95,7 +98,6 @@ def little_endian(rows: Rows) -> bytes:
     return rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Numbers of any width as float32; what does not fit becomes infinite."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)
+def as_floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Numbers as they are where they are floats, else as float32."""
+    return values if values.dtype.kind == "f" else values.astype(np.float32)

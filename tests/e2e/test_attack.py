@@ -147,7 +147,7 @@ def test_the_linear_study(tmp_path: Path) -> None:
         (("--method", "adaptive"), "this target has none"),
         (("--method", "transfer"), "--surrogate: missing"),
         (("--shape", "3,32"), "--shape: '3,32'; expected channels,height,width"),
-        (("--shape", "3,8,8"), "expected float images [rows, 3, 8, 8]"),
+        (("--shape", "3,8,8"), "--shape: height 8; input 'x' takes [any, 3, 32, 32]"),
         (("--out", "forged.tiff"), "--out: forged.tiff; expected a .png or .npy file"),
     ],
 )

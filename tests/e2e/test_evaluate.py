@@ -160,7 +160,7 @@ def test_without_an_adaptive_attack_it_says_so(run, data: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--suite", "everything"), "--suite: 'everything'; expected one of static"),
+        (("--suite", "everything"), "--suite: 'everything'; expected one of quick, static"),
         (("--eps", "-0.1"), "--eps: -0.1; expected a positive, finite radius"),
         (("--eps", "inf"), "--eps: inf; expected a positive, finite radius"),
         (("--eps", "nan"), "--eps: nan; expected a positive, finite radius"),

@@ -35,8 +35,9 @@ def guarded(
     url = running.url(protocol)
     done = subprocess.run(
         [
-            sys.executable, "-m", "firewall", "calibrate", str(folder / "clean.npz"),
-            "--upstream", url, "--out", str(folder / "bundle"), "--false-positive-rate", rate,
+            sys.executable, "-m", "firewall", "guard", url, str(folder / "clean.npz"),
+            "--preset", "zero-one", "--out", str(folder / "bundle"), "--false-positive-rate", rate,
+            "--minutes", "0.01",
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -128,7 +128,7 @@ def test_a_guard_is_calibrated_anew_by_the_traffic_that_it_has_seen(
     assert sum(one.verdict == "accept" for one in kept) == accepted
     (tmp_path / "signer.pub").write_text(signer.public)
     command = [
-        "calibrate", "--from-quarantine", str(database), "--bundle", str(tiny_path), "--trust",
+        "calibrate", str(tiny_path), "--from-quarantine", str(database), "--trust",
         str(tmp_path / "signer.pub"), "--out", str(tmp_path / "new"), "--false-positive-rate",
     ]  # fmt: skip
     early = CliRunner().invoke(app, [*command, "0.05"])

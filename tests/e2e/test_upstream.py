@@ -41,8 +41,8 @@ class Sidecar:
 def arguments(url: str, folder: Path, *options: str) -> list[str]:
     np.savez(folder / "clean.npz", x=wire(ROWS, 1))
     return [
-        "calibrate", str(folder / "clean.npz"), "--upstream", url, "--out",
-        str(folder / "bundle"), "--false-positive-rate", "0.05", *options,
+        "guard", url, str(folder / "clean.npz"), "--preset", "zero-one", "--out",
+        str(folder / "bundle"), "--false-positive-rate", "0.05", "--minutes", "0.01", *options,
     ]  # fmt: skip
 
 
@@ -177,9 +177,9 @@ def test_another_classifier_is_not_the_one_that_was_calibrated_for(
     [
         ("http://host/model", [], "expected grpc://host:port/model"),
         ("grpc://127.0.0.1:1/tiny", [], "does not describe model 'tiny'"),
-        ("{}", ["--false-positive-rate", "0.001"], "0.001 needs about"),
+        ("{}", ["--false-positive-rate", "0.001"], "240 cannot promise a false-positive rate"),
         ("{}", ["--range", "0"], "--range: '0'; expected 2 numbers"),
-        ("{}", ["--mean", "0.5"], "--mean: '0.5'; expected 3 numbers"),
+        ("{}", ["--mean", "0.5,1"], "--mean: '0.5,1'; expected 1 or 3 or 4 numbers"),
     ],
 )
 def test_what_cannot_be_calibrated_is_said(

@@ -238,7 +238,6 @@ def bundle() -> tuple[Callable[[bytes], None], list[bytes]]:
     from firewall.bundle.onnx_file import check_graph
     from firewall.bundle.store import Bundle, open_bundle
     from firewall.screening.calibration import Calibration
-    from firewall.screening.remote import RemoteSpec
     from firewall.screening.selftest import SelfTest
     from firewall.screening.smoothing import Smoothing
 
@@ -263,7 +262,6 @@ def bundle() -> tuple[Callable[[bytes], None], list[bytes]]:
         ("selftest.npz", SelfTest.from_npz),
         ("cheap.onnx", lambda data: check_graph("cheap.onnx", data)),
         ("", Smoothing.from_json),
-        ("", RemoteSpec.from_json),
     )
 
     def one(data: bytes) -> None:

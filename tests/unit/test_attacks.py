@@ -27,7 +27,7 @@ from firewall.screening.load import load_guard
 from firewall.screening.policy import Policy
 from firewall.screening.verdict import Verdict
 from firewall.testing import images
-from tests.support.tiny import INPUT, build_tiny
+from tests.support.tiny import build_tiny
 
 Attack = Callable[..., Tensor]
 NORMS: tuple[Norm, ...] = (Linf(), L2())
@@ -186,7 +186,7 @@ def test_the_adaptive_attacker_passes_where_the_oblivious_one_is_refused(
     combination: Combination, tiny: Bundle
 ) -> None:
     calibration = Calibration.from_json(tiny.files["calibration.json"])
-    guard = ServedGuard(tiny.files, INPUT, calibration)
+    guard = ServedGuard.of(tiny, calibration)
     live = load_guard(tiny, Policy(false_positive_rate=0.05))
 
     def through(x: Tensor) -> np.ndarray:
@@ -233,7 +233,7 @@ def test_the_adaptive_attacker_knows_what_each_class_lets_through(tiny: Bundle) 
     said_a = (rank >= len(rank) // 2).astype(np.int64)
     said_b = (plain.part_b[:, 0] >= np.median(plain.part_b[:, 0])).astype(np.int64)
     calibration = dataclasses.replace(plain, said_a=said_a, said_b=said_b)
-    guard = ServedGuard(tiny.files, INPUT, calibration)
+    guard = ServedGuard.of(tiny, calibration)
     evasion = Evasion.of(guard, calibration.cascade(0.05), "both")
     low, high = evasion.ceilings[0], evasion.ceilings[1]
     assert (low != high).any()

@@ -13,7 +13,6 @@ from firewall.documents import MAX_DEPTH, parse_json, parse_toml
 from firewall.errors import BundleMalformed, ConfigError, FirewallError
 from firewall.screening.calibration import Calibration
 from firewall.screening.policy import Policy
-from firewall.screening.remote import RemoteSpec
 from firewall.screening.smoothing import Smoothing
 from firewall.serve.auth import Tokens
 
@@ -103,7 +102,7 @@ def test_every_reader_of_toml_reports_depth(
 
 @pytest.mark.parametrize(
     "read",
-    [Manifest.from_json, Calibration.from_json, RemoteSpec.from_json, Smoothing.from_json],
+    [Manifest.from_json, Calibration.from_json, Smoothing.from_json],
     ids=lambda read: read.__self__.__name__,
 )
 @pytest.mark.parametrize("around", ["{}", '{{"part_a": {}, "files": {}, "detectors": {}}}'])

@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 
 from firewall.bundle.onnx_file import check_graph
-from firewall.bundle.spec import GuardSpec, InputSpec, StageSpec
+from firewall.bundle.spec import GuardSpec, InputSpec, ScoreSpec, StageSpec
 from firewall.bundle.store import Bundle
 from firewall.errors import (
     BundleMalformed,
@@ -23,11 +22,14 @@ from firewall.errors import (
     StageFault,
 )
 from firewall.guard.assemble import assemble
-from firewall.guard.compile import compile_embedded, compile_remote, example
+from firewall.guard.compile import compile_embedded, compile_split, example
 from firewall.guard.parity import check_parity, check_row_independence
 from firewall.guard.wire_input import WireInput
+from firewall.screening.classifier import Answers
 from firewall.screening.compiled import CompiledGuard
+from firewall.screening.scores import Scores
 from firewall.screening.selftest import SelfTest
+from firewall.screening.split import SplitGuard
 from firewall.stages import (
     API_VERSION,
     RAW,
@@ -219,39 +221,52 @@ def test_a_detector_that_fails_on_a_plain_image_is_named(registry: Registry) -> 
         check_parity(guard, compiled, INPUT)
 
 
-def test_around_a_remote_classifier_the_two_halves_are_the_whole(registry: Registry) -> None:
-    """pre, one call with all views, post: the same statistics as the fused guard's."""
+def test_around_a_classifier_of_its_own_the_parts_are_the_whole(registry: Registry) -> None:
+    """The same statistics as the fused guard's, and views asked for of doubtful rows alone."""
     stages = spec(
         BLUR,
         ("denoiser", "median", "median", {}),
         NOISE,
+        ("detector", "norm", "feature-norm", {}),
         VIEWS,
         ("ensemble", "mean", "log-average", {}),
     )
     classifier = TinyClassifier()
     whole = assemble(stages, registry, classifier)
-    halves = compile_remote(assemble(stages, registry, None), INPUT, CLASSES)
-    for name, data in halves.items():
+    graphs = compile_split(whole, INPUT, CLASSES, {"penultimate": (16 * 16,)})
+    for name, data in graphs.items():
         check_graph(name, data)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    pre, post = (
-        ort.InferenceSession(halves[name], options, providers=["CPUExecutionProvider"])
-        for name in ("pre.onnx", "post.onnx")
-    )
+    asked: list[int] = []
+
+    class Torch:
+        def ready(self) -> bool:
+            return True
+
+        def infer(
+            self, wire: np.ndarray, deadline: float | None, *, scores_only: bool = False
+        ) -> Answers:
+            asked.append(len(wire))
+            with torch.no_grad():
+                found = classifier(WireInput(INPUT)(torch.from_numpy(wire)))
+            return Answers(
+                found.logits.numpy(), {tap: one.numpy() for tap, one in found.features.items()}
+            )
+
+        def close(self) -> None:
+            pass
+
+    served = SplitGuard(graphs, Torch(), INPUT, Scores(ScoreSpec(), (CLASSES,), CLASSES))
     for rows in (1, 2, 17):
         wire = example(INPUT, rows, seed=rows)
-        views, input_statistics = pre.run(None, {"wire": wire.numpy()})
-        assert views.shape == (2, rows, 3, 32, 32)
-        batch = np.concatenate([wire.numpy()[None], views]).reshape(-1, 3, 32, 32)
         with torch.no_grad():
-            logits = classifier(WireInput(INPUT)(torch.from_numpy(batch))).logits.numpy()
             expected_log, expected = whole(WireInput(INPUT)(wire))
-        found_log, statistics = post.run(
-            None, {"wire": wire.numpy(), "logits": logits.reshape(3, rows, CLASSES)}
-        )
+        found_log, statistics = served.both(wire.numpy(), batch=rows)
         assert np.allclose(found_log, expected_log, atol=1e-4)
-        assert np.allclose(np.hstack([input_statistics, statistics]), expected, atol=1e-4)
+        assert np.allclose(statistics, expected, atol=1e-4)
+    asked.clear()
+    cheap = served.cheap(example(INPUT, 17).numpy())
+    served.expensive(example(INPUT, 17).numpy(), cheap, np.array([3, 5]))
+    assert asked == [17, 4]
 
 
 def test_graphs_tell_nothing_of_who_made_them(registry: Registry) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from firewall.bundle.store import Bundle
 from firewall.errors import ConfigError, SampleTooSmall
-from firewall.screening.compiled import CheapResult, CompiledGuard, ExpensiveResult, log_softmax
+from firewall.screening.compiled import CheapResult, CompiledGuard, ExpensiveResult
 from firewall.screening.live import LiveGuard
 from firewall.screening.load import load_guard
 from firewall.screening.policy import Policy
+from firewall.screening.scores import log_softmax
 from firewall.screening.verdict import Answer, Verdict
 from tests.support.tiny import forged, wire
 

@@ -14,9 +14,10 @@ from firewall.bundle.spec import GuardSpec, StageSpec
 from firewall.bundle.store import open_bundle
 from firewall.errors import ConfigError, EvidenceMissing
 from firewall.guard.assemble import assemble
-from firewall.screening.compiled import CompiledGuard, log_softmax
+from firewall.screening.compiled import CompiledGuard
 from firewall.screening.load import load_guard
 from firewall.screening.policy import Policy
+from firewall.screening.scores import log_softmax
 from firewall.stages.registry import Registry
 from firewall.train.pipeline import run
 from firewall.train.recipe import load

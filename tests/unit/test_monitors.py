@@ -329,6 +329,7 @@ def looked(policy: Policy, found: Any, p_values: list[float | None]) -> tuple[An
     answer = Answer(
         tuple(Decision(Verdict.ACCEPT, p_value=p) for p in p_values),
         np.zeros((len(p_values), 10), np.float32),
+        np.zeros((len(p_values), 10), np.float32),
     )
     monitors = Monitors(policy, "m", SPEC, memory)
     return monitors.look(images(len(p_values), 1), answer, "c"), given

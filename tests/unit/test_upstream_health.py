@@ -11,12 +11,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from firewall.bundle.spec import GuardSpec, StageSpec
+from firewall.bundle.spec import GuardSpec, ScoreSpec, StageSpec
 from firewall.errors import NotReady, Overloaded, ParityError, UpstreamError
 from firewall.guard.assemble import assemble
-from firewall.guard.compile import compile_remote
-from firewall.screening.remote import RemoteClassifier, RemoteGuard, RemoteSpec
+from firewall.guard.compile import compile_split
+from firewall.screening.classifier import SeparateClassifier
+from firewall.screening.scores import Scores
 from firewall.screening.selftest import SelfTest, same_classifier
+from firewall.screening.split import SplitGuard
 from firewall.stages.registry import Registry
 from firewall.upstream.client import Upstream
 from firewall.upstream.health import UpstreamHealth
@@ -146,7 +148,7 @@ def test_it_looks_in_the_background_until_it_is_stopped(check: Check) -> None:
 
 
 @pytest.fixture(scope="module")
-def guard_around() -> Callable[[RemoteClassifier], RemoteGuard]:
+def guard_around() -> Callable[[SeparateClassifier], SplitGuard]:
     """Puts a guard with one view around a classifier of ten classes."""
     stages = GuardSpec(
         stages=(
@@ -154,9 +156,9 @@ def guard_around() -> Callable[[RemoteClassifier], RemoteGuard]:
             StageSpec(kind="detector", name="views", plugin="view-consistency"),
         )
     )
-    graphs = compile_remote(assemble(stages, Registry.discover(), None), INPUT, CLASSES)
-    spec = RemoteSpec(post=("views",), views=1)
-    return lambda classifier: RemoteGuard(graphs, spec, ["views"], 1, classifier)
+    graphs = compile_split(assemble(stages, Registry.discover(), None), INPUT, CLASSES, {})
+    known = Scores(ScoreSpec(), (CLASSES,), CLASSES)
+    return lambda classifier: SplitGuard(graphs, classifier, INPUT, known)
 
 
 @contextmanager
@@ -178,7 +180,7 @@ def scores(classes: int, factor: float = 1.0) -> Callable[[np.ndarray], np.ndarr
 @pytest.mark.parametrize("transport", sorted(SERVERS))
 def test_another_model_in_place_is_not_ready_and_says_why(
     transport: str,
-    guard_around: Callable[[RemoteClassifier], RemoteGuard],
+    guard_around: Callable[[SeparateClassifier], SplitGuard],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = Model(answer=scores(CLASSES))
@@ -191,9 +193,9 @@ def test_another_model_in_place_is_not_ready_and_says_why(
         for answer, words in (
             (scores(2), "answers 2 classes; calibrated with 10"),
             (scores(CLASSES + 1), "answers 11 classes; calibrated with 10"),
-            (lambda x: np.zeros((len(x), 1, CLASSES), np.float32), "answers [4, 1, 10] for 4 rows"),
-            (lambda x: np.zeros(CLASSES, np.float32), "answers [10] for 4 rows"),
-            (lambda x: np.zeros((1, CLASSES), np.float32), "answers [1, 10] for 4 rows"),
+            (lambda x: np.zeros((len(x), 1, CLASSES), np.float32), "answers [1, 10] a row"),
+            (lambda x: np.zeros(CLASSES, np.float32), "answers [10] for 2 rows"),
+            (lambda x: np.zeros((1, CLASSES), np.float32), "answers [1, 10] for 2 rows"),
             (lambda x: np.zeros((len(x), 0), np.float32), "answers 0 classes; calibrated with 10"),
             (scores(CLASSES, 3.0), "answers other than the classifier"),
         ):
@@ -207,7 +209,7 @@ def test_another_model_in_place_is_not_ready_and_says_why(
 
 
 def test_a_request_meanwhile_fails_with_a_sentence(
-    guard_around: Callable[[RemoteClassifier], RemoteGuard],
+    guard_around: Callable[[SeparateClassifier], SplitGuard],
 ) -> None:
     model = Model(answer=scores(2))
     with served("rest", model) as client:
@@ -219,5 +221,5 @@ def test_a_request_meanwhile_fails_with_a_sentence(
             np.empty((0, 2), np.float32), np.zeros((4, CLASSES), np.float32),
         )  # fmt: skip
         model.answer = scores(CLASSES)
-        with pytest.raises(ParityError, match="calibrate again"):
+        with pytest.raises(ParityError, match="make a guard of this classifier"):
             same_classifier(stored, guard)

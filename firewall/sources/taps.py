@@ -1,0 +1,144 @@
+"""Features inside a graph for detectors: what the classifier's last layer reads, and earlier ones.
+
+A tap is pooled over places or tokens to [N, C] inside the graph, so that what leaves it is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+
+#: Name of the tap before the last layer.
+PENULTIMATE = "penultimate"
+#: Operators between the last layer and the scores.
+_AFTER_LAST = frozenset(
+    {"Softmax", "LogSoftmax", "Sigmoid", "Identity", "Reshape", "Squeeze", "Flatten", "Cast",
+     "Add", "DequantizeLinear", "QuantizeLinear", "Unsqueeze", "Transpose", "Mul", "Clip"}
+)  # fmt: skip
+_LAYERS = frozenset({"Gemm", "MatMul", "Conv"})
+#: Depths at which taps are taken, in parts of the layers.
+_DEPTHS = (0.25, 0.5, 0.75)
+_FLOATS = {
+    "tensor(float)": onnx.TensorProto.FLOAT,
+    "tensor(float16)": onnx.TensorProto.FLOAT16,
+    "tensor(double)": onnx.TensorProto.DOUBLE,
+}
+#: Features of a tap, at most: of more, memory and time are not worth it.
+_MAX_FEATURES = 8192
+
+
+def add_taps(
+    model: onnx.ModelProto, output: str, wire: npt.NDArray[np.generic]
+) -> tuple[onnx.ModelProto, dict[str, str], dict[str, tuple[int, ...]]]:
+    """Pool features of a graph, where any can be found.
+
+    Args:
+        model: the graph, with fixed sizes; not changed.
+        output: name of the class scores.
+        wire: [N, ...] rows on which shapes are looked at.
+
+    Returns:
+        The graph with the pooled tensors; their names by tap; and the shape of one row's features
+        by tap.
+
+    """
+    places = _places(model, output)
+    shapes = _shapes(model, list(places.values()), wire)
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    names: dict[str, str] = {}
+    features: dict[str, tuple[int, ...]] = {}
+    seen: set[str] = set()
+    for tap, tensor in places.items():
+        if tensor not in shapes or tensor in seen:
+            continue
+        shape, kind = shapes[tensor]
+        axes = {2: (), 3: (1,), 4: (2, 3)}.get(len(shape))
+        if axes is None or kind not in _FLOATS:
+            continue
+        width = shape[1] if len(shape) != 3 else shape[2]
+        if not 1 < width <= _MAX_FEATURES:
+            continue
+        seen.add(tensor)
+        names[tap] = _pool(made, tensor, tap, axes, _FLOATS[kind])
+        features[tap] = (width,)
+    return made, names, features
+
+
+def _places(model: onnx.ModelProto, output: str) -> dict[str, str]:
+    """Tensors by tap: earlier layers first, then what the last layer reads."""
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    producers = {name: node for node in graph.node for name in node.output}
+    node = producers.get(output)
+    while node is not None and node.op_type in _AFTER_LAST:
+        data = [name for name in node.input if name and name not in constants]
+        node = producers.get(data[0]) if data else None
+    last = node if node is not None and node.op_type in _LAYERS else None
+    layers = [one for one in graph.node if one.op_type in _LAYERS and one.output[0] in producers]
+    found: dict[str, str] = {}
+    for number, depth in enumerate(_DEPTHS, 1):
+        if len(layers) > 2 * len(_DEPTHS):
+            found[f"depth-{number}"] = layers[int(depth * len(layers))].output[0]
+    if last is not None:
+        found[PENULTIMATE] = next(name for name in last.input if name not in constants)
+    return found
+
+
+def _shapes(
+    model: onnx.ModelProto, names: Sequence[str], wire: npt.NDArray[np.generic]
+) -> Mapping[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of tensors, as they come out when the graph runs."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    kept = [one.name for one in probe.graph.output]
+    for name in dict.fromkeys(names):
+        if name not in kept:
+            probe.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(
+            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        values = session.run(None, {session.get_inputs()[0].name: wire})
+    except Exception:  # onnxruntime raises its own, undocumented classes; then there are no taps
+        return {}
+    found = {}
+    for one, value in zip(session.get_outputs(), values, strict=True):
+        if one.name in names and value.shape[:1] == wire.shape[:1]:
+            found[one.name] = (tuple(value.shape), one.type)
+    return found
+
+
+def _pool(model: onnx.ModelProto, tensor: str, tap: str, axes: Sequence[int], element: int) -> str:
+    """Append nodes that average a tensor over axes, as float32; returns the result's name."""
+    graph = model.graph
+    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+    name, prefix = tensor, f"firewall.{tap}"
+    if element != onnx.TensorProto.FLOAT:
+        graph.node.append(
+            helper.make_node("Cast", [name], [f"{prefix}.float"], to=onnx.TensorProto.FLOAT)
+        )
+        name = f"{prefix}.float"
+    if axes:
+        if opset >= 18:
+            graph.initializer.append(
+                numpy_helper.from_array(np.array(axes, np.int64), f"{prefix}.axes")
+            )
+            node = helper.make_node(
+                "ReduceMean", [name, f"{prefix}.axes"], [f"{prefix}.mean"], keepdims=0
+            )
+        else:
+            node = helper.make_node(
+                "ReduceMean", [name], [f"{prefix}.mean"], axes=list(axes), keepdims=0
+            )
+        graph.node.append(node)
+        name = f"{prefix}.mean"
+    return name

@@ -1,0 +1,549 @@
+"""A guard for a classifier that somebody already has: fit, calibrate, attack, sign; resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from firewall import __version__
+from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, ThreatModel
+from firewall.bundle.signing import Signer
+from firewall.bundle.spec import GuardSpec, InputSpec
+from firewall.bundle.store import Bundle, open_bundle, write_bundle
+from firewall.errors import ConfigError
+from firewall.evaluation.measure import false_positives
+from firewall.evaluation.provenance import provenance
+from firewall.evaluation.report import write_report
+from firewall.evaluation.request import Request
+from firewall.evaluation.run import evaluate
+from firewall.evaluation.target import BundleTarget
+from firewall.guard.assemble import assemble
+from firewall.guard.classifier import Classifier
+from firewall.guard.compile import compile_split
+from firewall.guard.graph import Guard
+from firewall.guard.parity import check_row_independence, check_split
+from firewall.guard.wire_input import WireInput
+from firewall.lift.classifier import LiftedClassifier
+from firewall.screening.calibration import Calibration, least_sample
+from firewall.screening.classifier import SeparateClassifier, check_answers
+from firewall.screening.load import open_graphs
+from firewall.screening.local_model import MODEL, LocalModel
+from firewall.screening.preprocess import images_to_wire, to_wire
+from firewall.screening.scores import Scores
+from firewall.screening.selftest import SelfTest
+from firewall.screening.split import SplitGuard
+from firewall.sources import check
+from firewall.sources.lifting import check_lift
+from firewall.sources.options import SourceOptions
+from firewall.sources.plan import Plan, Progress
+from firewall.sources.source import Embedded, Source, embed, open_source
+from firewall.stages import RAW, Evidence
+from firewall.stages.registry import Registry
+from firewall.train import budget
+from firewall.train.build import libraries, measure_rows, promisable
+from firewall.train.card import render
+from firewall.train.fit_stages import Look, Material, fit_around, fit_stages
+from firewall.train.run_lock import locked
+from firewall.train.source_stages import ESCALATION, default_stages
+from firewall.train.steps import Steps, digest
+
+#: Rates of false positives that are tried where none was asked for, the best first.
+RATES = (0.01, 0.02, 0.05, 0.1)
+#: Shares of the images by which stages are fitted, on which the promise is measured and the guard
+#: attacked, and by which p-values of single statistics are made; the rest calibrates the whole.
+_FIT, _HELD, _PART_A = 0.2, 0.2, 0.25
+#: Parts of the minutes that teaching and attacking take.
+_TEACHING, _ATTACKING = 0.3, 0.7
+#: L-infinity radius of the attackers that a guard is made for.
+RADIUS = 4 / 255
+_LAW_ROWS = 6
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a guard is made.
+
+    Attributes:
+        rate: of false positives, which it must be able to promise; None takes the best of `RATES`
+            that the images allow.
+        minutes: that teaching and attacking may take together.
+        radius: L-infinity, of the attackers that it is made for.
+        stages: in place of the default ones.
+        version: of the bundle.
+        seed: of every draw.
+
+    """
+
+    rate: float | None = None
+    minutes: float = 6.0
+    radius: float = RADIUS
+    stages: GuardSpec | None = None
+    version: str = "1"
+    seed: int = 0
+
+
+def make_guard(
+    out: Path,
+    plan: Plan,
+    options: SourceOptions,
+    settings: Settings,
+    signer: Signer,
+    registry: Registry,
+    progress: Progress = lambda line: None,
+) -> dict[str, Any]:
+    """Fit, compile, calibrate, attack and sign; returns what a summary needs.
+
+    Beside the bundle lie `<out>.report.html`, and `<out>.work` until it is done: the same command
+    goes on there.
+
+    Args:
+        out: a folder that does not exist yet.
+        plan: of `inspect`.
+        options: of the owner.
+        settings: how.
+        signer: whose signature the bundle gets.
+        registry: plugins.
+        progress: told each step.
+
+    Raises:
+        FirewallError: a step failed; what was finished is kept.
+
+    """
+    if out.exists():
+        raise ConfigError(f"--out: {out} exists; name a new folder")
+    parts, rate = split(len(plan.images.pixels), settings)
+    work = out.with_name(out.name + ".work")
+    maker = _Maker(plan, options, replace(settings, rate=rate), parts, signer, registry, progress)
+    with locked(work):
+        steps = Steps(work, progress)
+        draft = steps.run("draft", maker.inputs(), maker.draft)
+        opened = open_bundle(draft / "bundle", {(draft / "signer.pub").read_text(encoding="utf-8")})
+        attacked = steps.run(
+            "attack", {"draft": digest(draft)}, lambda at: maker.attack(opened, at)
+        )
+        progress("signing")
+        result = json.loads((attacked / "evaluation.json").read_text(encoding="utf-8"))
+        bundle_digest = _sign(out, opened, result, signer)
+        report = out.with_name(out.name + ".report.html")
+        shutil.copyfile(attacked / "report.html", report)
+    shutil.rmtree(work)
+    return {
+        "bundle": str(out),
+        "digest": bundle_digest,
+        "report": str(report),
+        "false_positive_rate": rate,
+        "images": {name: len(rows) for name, rows in parts.items()},
+        "evaluation": result,
+    }
+
+
+def split(count: int, settings: Settings) -> tuple[dict[str, npt.NDArray[np.intp]], float]:
+    """Deal images into parts: to fit, for both parts of calibration, and held out.
+
+    Returns:
+        Rows by part, and the rate that the parts can promise.
+
+    Raises:
+        ConfigError: there are too few images for the rate.
+
+    """
+    fit, held = max(4, round(_FIT * count)), max(4, round(_HELD * count))
+    part_a = max(4, round(_PART_A * count))
+    part_b = count - fit - held - part_a
+    rates = RATES if settings.rate is None else (settings.rate,)
+    promised = [rate for rate in rates if part_b >= least_sample(rate)]
+    if not promised:
+        rate = rates[-1]
+        wanted = int(np.ceil(least_sample(rate) / (1 - _FIT - _HELD - _PART_A))) + 2
+        raise ConfigError(
+            f"images: {count} cannot promise a false-positive rate of {rate:g}, which takes "
+            f"about {max(wanted, 24)}: bring more"
+            + ("" if settings.rate is None else ", or choose a higher --false-positive-rate")
+        )
+    order = np.random.default_rng(settings.seed).permutation(count)
+    ends = np.cumsum([fit, part_a, part_b])
+    names = ("fit", "part-a", "part-b", "held-out")
+    return dict(zip(names, np.split(order, ends), strict=True)), promised[0]
+
+
+class _Maker:
+    """The steps that take time, with everything that they need."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        options: SourceOptions,
+        settings: Settings,
+        parts: dict[str, npt.NDArray[np.intp]],
+        signer: Signer,
+        registry: Registry,
+        progress: Progress,
+    ) -> None:
+        self._plan, self._options, self._settings = plan, options, settings
+        self._parts, self._signer, self._registry = parts, signer, registry
+        self._progress = progress
+        assert settings.rate is not None
+        self._rate = settings.rate
+
+    def inputs(self) -> dict[str, Any]:
+        """Everything that decides what is made."""
+        plan, settings = self._plan, self._settings
+        surrogate = self._options.surrogate
+        return {
+            "source": plan.source.digest,
+            "spec": plan.spec.model_dump(mode="json"),
+            "scores": plan.checked.scores.spec.model_dump(mode="json"),
+            "others": [one.model_dump(mode="json") for one in plan.others],
+            "labels": list(plan.labels),
+            "name": plan.source.name,
+            "images": list(plan.images.digests),
+            "preprocessing": plan.preprocessing.model_dump(mode="json"),
+            "settings": asdict(replace(settings, stages=None)),
+            "stages": None if settings.stages is None else settings.stages.model_dump(mode="json"),
+            "surrogate": None
+            if surrogate is None
+            else hashlib.sha256(surrogate.read_bytes()).hexdigest(),
+        }
+
+    def draft(self, folder: Path) -> None:
+        """Fit, compile and calibrate: a bundle without figures of attacks."""
+        plan, spec, scores = self._plan, self._plan.spec, self._plan.checked.scores
+        progress = self._progress
+        wire = {name: to_wire(plan.images.pixels[rows], spec) for name, rows in self._parts.items()}
+        embedded: Embedded | None = None
+        gradients: Classifier | None = None
+        if plan.source.model is not None:
+            progress("lifting the classifier, and comparing with onnxruntime")
+            embedded = embed(plan.source, spec, plan.others)
+            gradients = _lifted(plan, embedded)
+            check_lift(gradients, self._local(embedded), spec, scores, wire["held-out"])
+        elif self._options.surrogate is not None:
+            gradients = read_stand_in(self._options, plan, wire["fit"])
+        taps = () if embedded is None else embedded.taps
+        chosen = plan_stages(self._settings, spec, taps, gradients, wire["fit"])
+        guard = assemble(chosen.spec, self._registry, gradients if embedded is not None else None)
+        progress("fitting the stages")
+        material = Material(
+            wire["fit"][: chosen.rows], spec, None, self._settings.radius, budget.LESSON_STEPS
+        )
+        classifier = self._classifier(embedded)
+        try:
+            if embedded is not None:
+                fitted = fit_stages(guard, material, self._settings.seed)
+            else:
+                look = answered_evidence(guard, classifier, scores)
+                fitted = fit_around(guard, material, self._settings.seed, look, gradients)
+            progress("compiling to ONNX")
+            features = {} if embedded is None else embedded.features
+            graphs = compile_split(guard, spec, scores.classes, features)
+            served = SplitGuard(graphs, classifier, spec, scores)
+            progress("comparing ONNX with torch")
+            check_split(guard, served, spec, scores, features)
+            few = wire["held-out"][:_LAW_ROWS]
+            check_row_independence(guard, lambda rows: served.both(few[rows]), len(few))
+            files = self._calibrated(served, guard, graphs, embedded, fitted, chosen.spec, wire)
+        finally:
+            classifier.close()
+        manifest = files.pop("manifest")
+        shutil.rmtree(folder / "bundle", ignore_errors=True)
+        write_bundle(folder / "bundle", manifest, files, self._signer)
+        (folder / "signer.pub").write_text(self._signer.public, encoding="utf-8")
+
+    def attack(self, bundle: Bundle, folder: Path) -> None:
+        """Attack the draft with the quick suite."""
+        plan, spec = self._plan, self._plan.spec
+        rows = self._parts["held-out"]
+        pixels = plan.images.pixels[rows]
+        wire = to_wire(pixels, spec)
+        stand_in: Classifier | None = None
+        surrogates: tuple[tuple[str, Any], ...] = ()
+        if plan.kind == "remote" and self._options.surrogate is not None:
+            stand_in = read_stand_in(self._options, plan, wire)
+            surrogates = ((self._options.surrogate.stem, _LogitsOf(stand_in)),)
+        upstream = (lambda: plan.source.open(self._names)) if plan.kind == "remote" else None
+        target = BundleTarget(bundle, upstream, stand_in)
+        gradients = stand_in
+        if plan.kind == "file":
+            gradients = LiftedClassifier(
+                bundle.files[MODEL], plan.source.output.name, plan.checked.scores, spec,
+                bundle.manifest.classifier.taps,
+            )  # fmt: skip
+        x = WireInput(spec)(torch.from_numpy(wire))
+        seconds = 60 * self._settings.minutes * _ATTACKING
+        gradient = 0.02 if gradients is None else budget.gradient_seconds(gradients, x)
+        effort = budget.effort_for(seconds, gradient, len(x))
+        truth = plan.truth
+        y = (
+            truth[rows][: effort.rows]
+            if truth is not None
+            else _said(bundle, target, wire[: effort.rows], plan.checked.scores)
+        )
+        request = Request(
+            "quick", "linf", self._settings.radius, self._settings.seed, self._rate,
+            effort.steps, effort.queries, checks=False,
+        )  # fmt: skip
+        done = evaluate(
+            target, x[: effort.rows].numpy(), y, request, folder / "state",
+            surrogates=surrogates, provenance=provenance(), progress=self._progress,
+        )  # fmt: skip
+        write_report(done, folder / "report.html")
+        text = json.dumps(done.result, indent=1, allow_nan=False)
+        (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self._plan.others)
+
+    def _local(self, embedded: Embedded) -> LocalModel:
+        return LocalModel(
+            embedded.graph,
+            scores=self._plan.source.output.name,
+            taps=embedded.taps,
+            others=self._names,
+        )
+
+    def _classifier(self, embedded: Embedded | None) -> SeparateClassifier:
+        return self._plan.source.open(self._names) if embedded is None else self._local(embedded)
+
+    def _calibrated(
+        self,
+        served: SplitGuard,
+        guard: Guard,
+        graphs: dict[str, bytes],
+        embedded: Embedded | None,
+        fitted: dict[str, dict[str, float]],
+        guard_spec: GuardSpec,
+        wire: dict[str, npt.NDArray[Any]],
+    ) -> dict[str, Any]:
+        """Files of the bundle, and its manifest under that name."""
+        plan, settings, parts = self._plan, self._settings, self._parts
+        self._progress(f"calibrating on {len(parts['part-a'])} + {len(parts['part-b'])} images")
+        calibration = Calibration(
+            detectors=(*guard.tier("cheap"), *guard.tier("expensive")),
+            cheap=len(guard.tier("cheap")),
+            part_a=served.both(wire["part-a"], _BATCH)[1].astype(np.float64),
+            part_b=served.both(wire["part-b"], _BATCH)[1].astype(np.float64),
+            escalation=min(1.0, max(ESCALATION[plan.kind], 2 * self._rate)),
+        )
+        self._progress(f"measuring false positives on {len(parts['held-out'])} held-out images")
+        measured = measure_rows(
+            served, calibration, wire["held-out"], bool(guard_spec.of("ensemble")), _BATCH
+        )
+        evaluation = {
+            "held_out": false_positives(
+                measured.p_values,
+                np.arange(len(measured.p_values)),
+                promisable({self._rate, 0.05}, len(parts["part-b"])),
+            ),
+            "reference": None,
+            "suite": None,
+        }
+        scores = plan.checked.scores
+        manifest = Manifest.model_validate(
+            {
+                "name": plan.source.name,
+                "version": settings.version,
+                "classifier": ClassifierSpec.model_validate(
+                    {
+                        "kind": plan.kind,
+                        "architecture": plan.source.architecture[:256],
+                        "classes": scores.classes,
+                        "taps": () if embedded is None else embedded.taps,
+                    }
+                ),
+                "input": plan.spec,
+                "output": plan.source.output.name,
+                "scores": scores.spec,
+                "other_outputs": plan.others,
+                "preprocessing": plan.preprocessing,
+                "guard": guard_spec,
+                "threat_model": ThreatModel(norm="linf", radius=settings.radius, evaluated=()),
+                "promised_rate": self._rate,
+                "provenance": Provenance(
+                    created=provenance()["date"],
+                    producer=f"robustness-firewall {__version__}",
+                    recipe=_digest_of(self.inputs()),
+                    seed=settings.seed,
+                    libraries=libraries(),
+                    data={name: (f"{len(rows)} images",) for name, rows in parts.items()},
+                    fitted=fitted,
+                ),
+                "files": {},
+            }
+        )
+        more = {} if embedded is None else {MODEL: embedded.graph}
+        return {
+            "manifest": manifest,
+            **graphs,
+            **more,
+            "calibration.json": calibration.to_json(),
+            "labels.json": json.dumps(list(plan.labels), allow_nan=False).encode(),
+            "selftest.npz": SelfTest.record(served, wire["held-out"][:2]).to_npz(),
+            "evaluation.json": json.dumps(evaluation, indent=1, allow_nan=False).encode(),
+            "MODEL_CARD.md": render(manifest, calibration, evaluation).encode(),
+        }
+
+
+@dataclass(frozen=True)
+class _Stages:
+    spec: GuardSpec
+    rows: int
+
+
+def plan_stages(
+    settings: Settings,
+    spec: InputSpec,
+    taps: tuple[str, ...],
+    gradients: Classifier | None,
+    wire: npt.NDArray[Any],
+) -> _Stages:
+    """Choose the stages and how many images they learn from, within the minutes that there are."""
+    if gradients is None:
+        return _Stages(settings.stages or default_stages(spec.channels, taps, None), len(wire))
+    x = WireInput(spec)(torch.from_numpy(wire[:8]))
+    teaching = budget.teaching_for(
+        60 * settings.minutes * _TEACHING, budget.gradient_seconds(gradients, x), len(wire)
+    )
+    chosen = settings.stages or default_stages(spec.channels, taps, teaching)
+    return _Stages(chosen, teaching.rows)
+
+
+def answered_evidence(guard: Guard, classifier: SeparateClassifier, scores: Scores) -> Look:
+    """Gather evidence by asking a classifier, as a server does."""
+
+    def look(material: Material, with_views: bool) -> Evidence:
+        images = WireInput(material.spec)
+        raw: list[torch.Tensor] = []
+        views: dict[str, list[torch.Tensor]] = {}
+        logits: dict[str, list[torch.Tensor]] = {}
+
+        def ask(name: str, wire: npt.NDArray[Any]) -> None:
+            answers = classifier.infer(wire, None, scores_only=True)
+            check_answers(answers, len(wire), scores)
+            logits.setdefault(name, []).append(torch.tensor(scores.logits(answers.scores)))
+
+        with torch.no_grad():
+            for start in range(0, len(material.wire), _BATCH):
+                part = np.ascontiguousarray(material.wire[start : start + _BATCH])
+                x = images(torch.from_numpy(part))
+                raw.append(x)
+                ask(RAW, part)
+                for name, view in (guard.views(x) if with_views else {}).items():
+                    views.setdefault(name, []).append(view)
+                    ask(name, images_to_wire(view.numpy(), material.spec))
+        return Evidence(
+            raw=torch.cat(raw),
+            views={name: torch.cat(parts) for name, parts in views.items()},
+            logits={name: torch.cat(parts) for name, parts in logits.items()},
+        )
+
+    return look
+
+
+def read_stand_in(options: SourceOptions, plan: Plan, wire: npt.NDArray[Any]) -> LiftedClassifier:
+    """Open a surrogate: it takes what the served model takes, and knows the same classes.
+
+    Raises:
+        ConfigError: it does not.
+
+    """
+    path = options.surrogate
+    assert path is not None
+    own = SourceOptions(
+        shape=(plan.spec.channels, plan.spec.height, plan.spec.width), layout=plan.spec.layout
+    )
+    source = open_source(str(path), own, None)
+    if source.row_shape != plan.spec.shape:
+        raise ConfigError(
+            f"--surrogate: {path} takes {list(source.row_shape)}; the served model takes "
+            f"{list(plan.spec.shape)}"
+        )
+    opened = source.open()
+    try:
+        answers = opened.infer(wire[:8].astype(_numpy_type(source)), None).scores
+    finally:
+        opened.close()
+    scores = check.read_scores(answers, source.output.name, own, len(plan.labels))
+    if scores.classes != len(plan.labels):
+        raise ConfigError(
+            f"--surrogate: {path} knows {scores.classes} classes; the served model "
+            f"{len(plan.labels)}"
+        )
+    spec = plan.spec.model_copy(update={"datatype": source.input.datatype})
+    return LiftedClassifier(source.graph((source.output.name,)), source.output.name, scores, spec)
+
+
+class _LogitsOf(torch.nn.Module):
+    """Logits alone, as attacks take a network."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(x).logits
+        return logits
+
+
+def _lifted(plan: Plan, embedded: Embedded) -> LiftedClassifier:
+    return LiftedClassifier(
+        embedded.graph,
+        plan.source.output.name,
+        plan.checked.scores,
+        plan.spec,
+        embedded.taps,
+    )
+
+
+def _said(
+    bundle: Bundle, target: BundleTarget, wire: npt.NDArray[Any], scores: Scores
+) -> npt.NDArray[np.int64]:
+    """What the classifier says of clean images, where nobody knows better."""
+    upstream = None if target.upstream is None else target.upstream()
+    graphs = open_graphs(bundle, classifier=upstream)
+    said: npt.NDArray[np.int64] = graphs.cheap(wire).logits.argmax(axis=1).astype(np.int64)
+    return said
+
+
+def _sign(out: Path, draft: Bundle, result: dict[str, Any], signer: Signer) -> str:
+    """Write the bundle with the figures of its attacks in it."""
+    files = dict(draft.files)
+    built = json.loads(files["evaluation.json"])
+    suite = {key: value for key, value in result.items() if key != "environment"}
+    for attack in suite["attacks"]:
+        attack.pop("seconds", None)
+    built["suite"] = suite
+    kinds = {
+        "white-box": "oblivious", "oblivious": "oblivious", "transfer": "transfer",
+        "black-box": "black-box", "adaptive": "adaptive",
+    }  # fmt: skip
+    evaluated = sorted({kinds[attack["knowledge"]] for attack in suite["attacks"]})
+    manifest = draft.manifest.model_copy(
+        update={
+            "threat_model": draft.manifest.threat_model.model_copy(
+                update={"evaluated": tuple(evaluated)}
+            )
+        }
+    )
+    calibration = Calibration.from_json(files["calibration.json"])
+    files["evaluation.json"] = json.dumps(built, indent=1, allow_nan=False).encode()
+    files["MODEL_CARD.md"] = render(manifest, calibration, built).encode()
+    return write_bundle(out, manifest, files, signer)
+
+
+def _numpy_type(source: Source) -> Any:
+    return {"UINT8": np.uint8, "FP16": np.float16, "FP32": np.float32}[source.input.datatype]
+
+
+def _digest_of(body: dict[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
