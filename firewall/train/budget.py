@@ -18,8 +18,12 @@ _TIMED = 4
 #: What the quick suite takes for a row, in gradients: for each step of iterated attacks (both
 #: APGDs, the adaptive ones past one tier and past both with two views), and for each query.
 _PER_STEP, _PER_QUERY = 24.0, 0.5
+#: Steps and queries that are tried, the most first.
+_EFFORTS = ((50, 500), (20, 200), (10, 100), (5, 50))
+#: Images for which more steps and queries are given up: fewer make no figure.
+_ENOUGH_ROWS = 30
 #: Images that are attacked, at least and at most.
-_LEAST_ROWS, _MOST_ROWS = 10, 100
+_LEAST_ROWS, _MOST_ROWS = 5, 100
 #: Images of a lesson, at least and at most.
 _LEAST_LESSON, _MOST_LESSON = 16, 400
 
@@ -79,9 +83,9 @@ def teaching_for(seconds: float, gradient: float, images: int) -> Teaching:
 def effort_for(seconds: float, gradient: float, images: int) -> Effort:
     """Choose how a guard is attacked; arguments as of `teaching_for`."""
     affordable = seconds / max(gradient, 1e-6)
-    for steps, queries in ((50, 500), (20, 200), (10, 100)):
+    for steps, queries in _EFFORTS:
         rows = int(affordable / (_PER_STEP * steps + _PER_QUERY * queries))
-        if rows >= min(images, _MOST_ROWS) or steps == 10:
+        if rows >= min(images, _ENOUGH_ROWS):
             break
     rows = max(_LEAST_ROWS, min(rows, _MOST_ROWS))
     return Effort(min(rows, images), steps, queries)

@@ -289,7 +289,7 @@ class _Maker:
         )
         request = Request(
             "quick", "linf", self._settings.radius, self._settings.seed, self._rate,
-            effort.steps, effort.queries, checks=False,
+            effort.steps, effort.queries,
         )  # fmt: skip
         done = evaluate(
             target, x[: effort.rows].numpy(), y, request, folder / "state",
