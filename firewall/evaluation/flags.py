@@ -26,6 +26,8 @@ def flags(
     clean: Table,
     found: dict[str, Table],
     probes: dict[str, Table],
+    *,
+    guarded: bool,
 ) -> list[str]:
     """Sentences, the gravest first.
 
@@ -35,6 +37,7 @@ def flags(
         clean: rows of clean images.
         found: of each attack by name, its rows.
         probes: by name; those that were not run are not judged.
+        guarded: whether what was attacked has a guard.
 
     """
     right = clean["bare_right"]
@@ -49,7 +52,6 @@ def flags(
         *_reach(probes, right),
         *_noise(attacks, probes, right),
     ]
-    guarded = any(one["knowledge"] == "oblivious" for one in attacks)
     if guarded and not any(one["knowledge"] == "adaptive" for one in attacks):
         raised.append(
             "no adaptive attack: the figures are about attackers who do not know the guard"

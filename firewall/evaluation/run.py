@@ -168,13 +168,14 @@ def _result(
         figures.attack_figures(clean, entry, found[entry.name], target.classes) for entry in entries
     ]
     clean_figures = figures.clean_figures(clean, y)
+    guarded = guard is not None or not worker.setting.victim.differentiable
     right = clean["bare_right"]
     result: dict[str, Any] = {
         "schema": 1,
         "target": {
             "name": target.name,
             "digest": target.digest,
-            "guarded": guard is not None or not worker.setting.victim.differentiable,
+            "guarded": guarded,
             "note": target.note,
         },
         "threat_model": {"norm": request.norm, "radius": request.radius, "suite": request.suite},
@@ -189,7 +190,7 @@ def _result(
             "false_positive_rate": request.rate,
             "paranoia": 3 if guard and guard.calibration.guard_model else 2,
         },
-        "warnings": flags(attacks, clean_figures, clean, found, probes),
+        "warnings": flags(attacks, clean_figures, clean, found, probes, guarded=guarded),
         "clean": clean_figures,
         "attacks": attacks,
         "worst_case": figures.worst_case(clean, entries, found),

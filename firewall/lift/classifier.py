@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from firewall.bundle.spec import InputSpec
+from firewall.errors import Unsupported
 from firewall.guard.classifier import Classifier, ClassifierOutput
 from firewall.guard.wire_input import DTYPES, WireInput
 from firewall.lift.module import OnnxModule
@@ -52,7 +53,13 @@ class LiftedClassifier(Classifier):
         outputs = [one for one in model.graph.output if one.name in kept]
         del model.graph.output[:]
         model.graph.output.extend(outputs)
-        self.network = OnnxModule(model.SerializeToString())
+        try:
+            self.network = OnnxModule(model.SerializeToString())
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+            raise Unsupported(
+                f"the lift cannot read this graph: {str(error).splitlines()[0][:200]}; does "
+                "onnx.checker find it valid?"
+            ) from error
         [self._input] = self.network.inputs
         self._output, self._before = output, before
         self._scores, self._spec = scores, spec

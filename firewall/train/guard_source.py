@@ -18,7 +18,7 @@ from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, Threa
 from firewall.bundle.signing import Signer
 from firewall.bundle.spec import GuardSpec, InputSpec
 from firewall.bundle.store import Bundle, open_bundle, write_bundle
-from firewall.errors import ConfigError
+from firewall.errors import CalibrationError, ConfigError, SampleTooSmall
 from firewall.evaluation.measure import false_positives
 from firewall.evaluation.provenance import provenance
 from firewall.evaluation.report import write_report
@@ -231,7 +231,7 @@ class _Maker:
         taps = () if embedded is None else embedded.taps
         chosen = plan_stages(self._settings, spec, taps, gradients, wire["fit"])
         guard = assemble(chosen.spec, self._registry, gradients if embedded is not None else None)
-        progress("fitting the stages")
+        progress(f"fitting the stages{chosen.effort}")
         material = Material(
             wire["fit"][: chosen.rows], spec, None, self._settings.radius, budget.LESSON_STEPS
         )
@@ -327,12 +327,19 @@ class _Maker:
         """Files of the bundle, and its manifest under that name."""
         plan, settings, parts = self._plan, self._settings, self._parts
         self._progress(f"calibrating on {len(parts['part-a'])} + {len(parts['part-b'])} images")
-        calibration = Calibration(
-            detectors=(*guard.tier("cheap"), *guard.tier("expensive")),
-            cheap=len(guard.tier("cheap")),
-            part_a=served.both(wire["part-a"], _BATCH)[1].astype(np.float64),
-            part_b=served.both(wire["part-b"], _BATCH)[1].astype(np.float64),
-            escalation=min(1.0, max(ESCALATION[plan.kind], 2 * self._rate)),
+        cheap = len(guard.tier("cheap"))
+        part_a = served.both(wire["part-a"], _BATCH)[1].astype(np.float64)
+        calibration = promising(
+            Calibration(
+                detectors=(*guard.tier("cheap"), *guard.tier("expensive")),
+                cheap=cheap,
+                part_a=part_a,
+                part_b=served.both(wire["part-b"], _BATCH)[1].astype(np.float64),
+                escalation=escalation_of(
+                    part_a[:, :cheap], max(ESCALATION[plan.kind], 2 * self._rate)
+                ),
+            ),
+            self._rate,
         )
         self._progress(f"measuring false positives on {len(parts['held-out'])} held-out images")
         measured = measure_rows(
@@ -393,10 +400,55 @@ class _Maker:
         }
 
 
+def escalation_of(part_a: npt.NDArray[np.float64], share: float) -> float:
+    """The escalation of a calibration by which so many clean rows go on to the views.
+
+    A cascade doubts the rows of part A against all of part A, themselves included, and so doubts
+    them less than rows that it has not seen. Here each is doubted against the others.
+
+    Args:
+        part_a: [N, Dc] cheap statistics.
+        share: of clean rows.
+
+    """
+    count = len(part_a)
+    if not part_a.shape[1] or count < 2:
+        return 1.0
+    order = np.sort(part_a, axis=0)
+    above = np.stack(
+        [
+            count - np.searchsorted(order[:, column], part_a[:, column], side="left")
+            for column in range(part_a.shape[1])
+        ],
+        axis=1,
+    )
+    own = -np.log((1 + above) / (count + 1)).sum(axis=1)
+    others = -np.log(above / count).sum(axis=1)
+    threshold = np.quantile(others, 1.0 - share, method="higher")
+    return float(np.clip((own >= threshold).mean(), 1 / count, 1.0))
+
+
+def promising(calibration: Calibration, rate: float) -> Calibration:
+    """Raise the escalation, as far as it takes, until the rate can be promised."""
+    while calibration.escalation < 1.0:
+        try:
+            calibration.cascade(rate)
+        except SampleTooSmall:
+            raise
+        except CalibrationError:
+            escalation = min(1.0, 1.5 * calibration.escalation)
+            calibration = replace(calibration, escalation=escalation)
+        else:
+            break
+    return calibration
+
+
 @dataclass(frozen=True)
 class _Stages:
     spec: GuardSpec
     rows: int
+    #: What fitting takes, for people.
+    effort: str = ""
 
 
 def plan_stages(
@@ -410,11 +462,12 @@ def plan_stages(
     if gradients is None:
         return _Stages(settings.stages or default_stages(spec.channels, taps, None), len(wire))
     x = WireInput(spec)(torch.from_numpy(wire[:8]))
-    teaching = budget.teaching_for(
-        60 * settings.minutes * _TEACHING, budget.gradient_seconds(gradients, x), len(wire)
-    )
+    gradient = budget.gradient_seconds(gradients, x)
+    teaching = budget.teaching_for(60 * settings.minutes * _TEACHING, gradient, len(wire))
     chosen = settings.stages or default_stages(spec.channels, taps, teaching)
-    return _Stages(chosen, teaching.rows)
+    about = budget.LESSON_STEPS * (teaching.epochs + 1) * teaching.rows * gradient
+    effort = f" on forgeries of {teaching.rows} images, about {about:.0f} s"
+    return _Stages(chosen, teaching.rows, effort)
 
 
 def answered_evidence(guard: Guard, classifier: SeparateClassifier, scores: Scores) -> Look:

@@ -55,12 +55,12 @@ FOUND = {"PGD-50": {"bare_right": ~column(0.8)}, "APGD-CE": {"bare_right": ~colu
 
 
 def test_a_sound_evaluation_raises_nothing() -> None:
-    assert flags(SOUND, *clean(), FOUND, probes()) == []
+    assert flags(SOUND, *clean(), FOUND, probes(), guarded=True) == []
 
 
 def test_each_flag() -> None:
     def raised(attacks: list[dict[str, Any]] = SOUND, **changes: float) -> str:
-        [one] = flags(attacks, *clean(), FOUND, probes(**changes))
+        [one] = flags(attacks, *clean(), FOUND, probes(**changes), guarded=True)
         return one
 
     masked = [SOUND[0] | {"fooled_bare_rate": 0.2}, *SOUND[1:]]
@@ -82,12 +82,12 @@ def test_each_flag() -> None:
 
 def test_labels_that_do_not_belong_are_the_first_warning() -> None:
     blind = [SOUND[0] | {"raised_rate": 0.0}, *SOUND[1:]]
-    first, second = flags(blind, *clean(accuracy=0.08), FOUND, probes())[:2]
+    first, second = flags(blind, *clean(accuracy=0.08), FOUND, probes(), guarded=True)[:2]
     assert first.startswith("clean accuracy 8.0% is no better than naming the commonest class")
     assert "labels or preprocessing do not belong to this classifier" in first
     assert second.startswith("PGD-50 is blind")
     figures, rows = clean(accuracy=0.5, named=3)
-    [only] = flags(SOUND, figures, rows, FOUND, probes())
+    [only] = flags(SOUND, figures, rows, FOUND, probes(), guarded=True)
     assert only.startswith("the classifier names class 3 for 100% of clean images")
 
 
@@ -99,4 +99,4 @@ def test_what_was_wrong_when_clean_is_not_counted_as_fooled() -> None:
     wrong = {"fooled": ~rows["bare_right"]}
     still = probes() | dict.fromkeys(("noise", "steps", "restarts"), wrong)
     attacks = [one | {"fooled_bare_rate": 0.0} for one in SOUND]
-    assert flags(attacks, figures, rows, unmoved, still) == []
+    assert flags(attacks, figures, rows, unmoved, still, guarded=True) == []
