@@ -28,6 +28,8 @@ PAGES = (
     ROOT / "docs" / "generators.md",
     ROOT / "docs" / "operations.md",
     ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "how-to" / "guard-your-model.md",
+    ROOT / "docs" / "reference" / "real-models.md",
 )
 _NOT_MEASURED = ["Not measured yet."]
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -594,6 +596,59 @@ def sidecar() -> list[str]:
     return rows
 
 
+def sidecar_photographs() -> list[str]:
+    rows = [
+        "| server | clients | bare p50 | guarded p50 | ratio | guarded ÷ bare, requests a second |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in result("sidecar", "photographs.json")["clients"].items():
+        for clients, found in one.items():
+            rows.append(
+                f"| {name} | {clients} | {found['bare']['p50_ms']:.1f} ms | "
+                f"{found['guarded']['p50_ms']:.1f} ms | {found['guarded_over_bare_p50']:.2f} | "
+                f"{found['guarded_over_bare_per_second']:.2f} |"
+            )
+    return rows
+
+
+def first_day() -> list[str]:
+    found = result("first-day")
+    told, evaluation = found["told"], found["told"]["evaluation"]
+    rows = [
+        f"`firewall guard {told['source']} photos/ {' '.join(found['flags'])} --out guard` with "
+        f"{found['images']} photographs: {found['command_seconds'] / 60:.1f} minutes; "
+        f"{found['seconds_to_an_answer'] / 60:.1f} until a server has answered. Attacked were "
+        f"{evaluation['n']} images within {255 * evaluation['threat_model']['radius']:.0f}/255, "
+        f"{evaluation['effort']['steps']} steps, {evaluation['effort']['queries']} queries, at "
+        f"{percent(told['false_positive_rate'])} promised false positives:",
+        "",
+        "| attack | knowledge | fools the classifier | gets past the guard | 95 % |",
+        "|---|---|---|---|---|",
+    ]
+    for one in evaluation["attacks"]:
+        rows.append(
+            f"| {one['name']} | {one['knowledge']} | {percent(one['fooled_bare_rate'])} | "
+            f"{percent(one['success_rate'])} | {interval(one['success_interval'])} |"
+        )
+    return rows
+
+
+def real_models() -> list[str]:
+    rows = [
+        "| file | opset | MB | what happens | answers differ by | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in result("real-models")["files"]:
+        differ = one.get("answers_differ_by")
+        what = "works" if one["works"] else f"refused: {one['refused'].removeprefix('firewall: ')}"
+        rows.append(
+            f"| {one['file'].removesuffix('.onnx')} | {one['opset']} | {one['megabytes']:.0f} | "
+            f"{what.replace('|', ' ')} | {'' if differ is None else f'{differ:.2g}'} | "
+            f"{one['guard_seconds']:.0f} |"
+        )
+    return rows
+
+
 def fuzz() -> list[str]:
     rows = ["| target | seconds | inputs run | findings |", "|---|---|---|---|"]
     for path in sorted((ROOT / "benchmarks" / "results" / "fuzz").glob("*.json")):
@@ -614,6 +669,9 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "translation-denoisers": translation_denoisers,
     "overload": overload,
     "sidecar": sidecar,
+    "sidecar-photographs": sidecar_photographs,
+    "first-day": first_day,
+    "real-models": real_models,
     "false-positives": false_positives,
     "detection": detection,
     "latency": latency,
