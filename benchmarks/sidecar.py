@@ -3,13 +3,14 @@
     python -m benchmarks.sidecar [--seconds 6] [--protocols grpc rest]
     python -m benchmarks.sidecar --photographs PHOTOS --model open-nsfw.onnx --peers mlserver
 
-With `--photographs`, a classifier of photographs in an ONNX file, described by `--describe`; its
-requests are tensors of photographs. Otherwise the small classifier of `benchmarks.small` in MLServer, KServe's Python server and Triton (through
-PyTriton), each installed into an environment of its own; `firewall guard URL` makes the
-guard, with its own stages. Over gRPC all the way, and over REST all the way (binary tensors where
-the server has them). Bare and guarded in turn, one client and eight, clean images that the guard
-accepts; server, firewall and generator share the machine's cores as in a pod. Where a request's
-time went is read from `firewall_stage_seconds`, with one client.
+The small classifier of `benchmarks.small` in MLServer, KServe's Python server and Triton (through
+PyTriton), each installed into an environment of its own; `firewall guard URL` makes the guard. With
+`--photographs`, a classifier of photographs in an ONNX file instead, described by `--describe`.
+
+Over gRPC all the way, and over REST all the way (binary tensors where the server has them). Bare
+and guarded in turn, one client and eight, clean images that the guard accepts; server, firewall and
+generator share the machine's cores as in a pod. Where a request's time went is read from
+`firewall_stage_seconds`, with one client.
 Writes `benchmarks/results/sidecar/result.json`, with `--photographs` `photographs.json` there.
 """
 

@@ -96,8 +96,8 @@ def guard(
     surrogate: Annotated[
         Path | None,
         typer.Option(
-            help="For a served model: .onnx file of a stand-in with the same classes and input, "
-            "by which stages learn and attackers forge."
+            help=".onnx file of a stand-in with the same classes and input, on which attackers "
+            "forge; by that of a served model, stages learn too (default: attackers train one)."
         ),
     ] = None,
     upstream_ca: UpstreamCa = None,
@@ -117,7 +117,8 @@ def guard(
             min=1e-4,
             max=0.5,
             help="L-infinity radius of the attackers that the guard is made for and attacked by, "
-            "for values in [0, 1] (default: 4/255).",
+            "for values in [0, 1].",
+            show_default="4/255",
         ),
     ] = 4 / 255,
     minutes: Annotated[

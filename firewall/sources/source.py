@@ -13,6 +13,7 @@ import onnx
 
 from firewall.bundle.spec import InputSpec, TensorSpec
 from firewall.errors import ConfigError, FirewallError
+from firewall.lift import unsupported
 from firewall.protocol.tensors import DATATYPES, TensorInfo
 from firewall.screening.classifier import Array, SeparateClassifier
 from firewall.screening.local_model import FEATURE, MODEL, LocalModel
@@ -141,10 +142,6 @@ def open_source(text: str, options: SourceOptions, upstream: UpstreamSettings | 
             found.input, found.outputs, output, input_size(found.input, options, hints), hints,
             None, upstream,
         )  # fmt: skip
-    if options.surrogate is not None:
-        raise ConfigError(
-            "--surrogate: is for a model that is served elsewhere; this one gives gradients itself"
-        )
     hints, name = Hints(), ""
     if text.startswith(("timm:", "hf:")) or _is_factory(text):
         model, hints, architecture, name = _torch_model(text, options)
@@ -161,6 +158,12 @@ def open_source(text: str, options: SourceOptions, upstream: UpstreamSettings | 
         raise ConfigError("--checkpoint: is for timm:NAME; other sources carry their weights")
     where = Path(text).name
     signature = read_signature(model, where, options)
+    missing = unsupported(model)
+    if missing:
+        raise ConfigError(
+            f"operators not supported by the lift: {', '.join(missing)}; a guard of {where} could "
+            "not be attacked. Re-export the model with standard operators"
+        )
     output = choose_output(signature.outputs, where, options, labels)
     return Source(
         text, options.name or _served_name(name), architecture,

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 
 from firewall import __version__
+from firewall.attack.oracle import Oracle
+from firewall.attack.surrogate import SurrogateTraining, labelled_by
 from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, ThreatModel
 from firewall.bundle.signing import Signer
 from firewall.bundle.spec import GuardSpec, InputSpec
@@ -53,7 +55,7 @@ from firewall.train.card import render
 from firewall.train.fit_stages import Look, Material, fit_around, fit_stages
 from firewall.train.run_lock import locked
 from firewall.train.source_stages import ESCALATION, default_stages
-from firewall.train.steps import Steps, digest
+from firewall.train.steps import Steps, digest, write_json
 
 #: Rates of false positives that are tried where none was asked for, the best first.
 RATES = (0.01, 0.02, 0.05, 0.1)
@@ -65,6 +67,10 @@ _TEACHING, _ATTACKING = 0.3, 0.7
 #: L-infinity radius of the attackers that a guard is made for.
 RADIUS = 4 / 255
 _LAW_ROWS = 6
+#: Seconds that a query of a served model is taken for, where no gradient is to be timed.
+_UNTIMED = 0.02
+#: Images on which an attacker's surrogate is trained.
+_SURROGATE_ROWS = 80
 _BATCH = 16
 
 
@@ -265,12 +271,11 @@ class _Maker:
         pixels = plan.images.pixels[rows]
         wire = to_wire(pixels, spec)
         stand_in: Classifier | None = None
-        surrogates: tuple[tuple[str, Any], ...] = ()
-        if plan.kind == "remote" and self._options.surrogate is not None:
+        if self._options.surrogate is not None:
             stand_in = read_stand_in(self._options, plan, wire)
-            surrogates = ((self._options.surrogate.stem, _LogitsOf(stand_in)),)
         upstream = (lambda: plan.source.open(self._names)) if plan.kind == "remote" else None
-        target = BundleTarget(bundle, upstream, stand_in)
+        target = BundleTarget(bundle, upstream, stand_in if plan.kind == "remote" else None)
+        surrogates = self._surrogates(target, stand_in)
         gradients = stand_in
         if plan.kind == "file":
             gradients = LiftedClassifier(
@@ -278,9 +283,7 @@ class _Maker:
                 bundle.manifest.classifier.taps,
             )  # fmt: skip
         x = WireInput(spec)(torch.from_numpy(wire))
-        seconds = 60 * self._settings.minutes * _ATTACKING
-        gradient = 0.02 if gradients is None else budget.gradient_seconds(gradients, x)
-        effort = budget.effort_for(seconds, gradient, len(x))
+        effort = self._effort(folder, gradients, x)
         truth = plan.truth
         y = (
             truth[rows][: effort.rows]
@@ -292,12 +295,42 @@ class _Maker:
             effort.steps, effort.queries,
         )  # fmt: skip
         done = evaluate(
-            target, x[: effort.rows].numpy(), y, request, folder / "state",
+            target, x[: effort.rows].numpy(), y, request, folder / _state_name(surrogates),
             surrogates=surrogates, provenance=provenance(), progress=self._progress,
         )  # fmt: skip
         write_report(done, folder / "report.html")
         text = json.dumps(done.result, indent=1, allow_nan=False)
         (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+
+    def _effort(self, folder: Path, gradients: Classifier | None, x: torch.Tensor) -> budget.Effort:
+        """The effort of the suite; of an earlier, interrupted try, where there was one."""
+        path = folder / "effort.json"
+        if path.exists():
+            return budget.Effort(**json.loads(path.read_text(encoding="utf-8")))
+        seconds = 60 * self._settings.minutes * _ATTACKING
+        gradient = _UNTIMED if gradients is None else budget.gradient_seconds(gradients, x)
+        effort = budget.effort_for(seconds, gradient, len(x))
+        write_json(path, asdict(effort))
+        return effort
+
+    def _surrogates(
+        self, target: BundleTarget, stand_in: Classifier | None
+    ) -> tuple[tuple[str, torch.nn.Module], ...]:
+        """Networks of an attacker's own: the one that is given, or one that the guard teaches."""
+        if stand_in is not None:
+            assert self._options.surrogate is not None
+            return ((self._options.surrogate.stem, _LogitsOf(stand_in)),)
+        self._progress("training an attacker's surrogate on what the guard answers")
+        spec = self._plan.spec
+        rows = self._parts["fit"][:_SURROGATE_ROWS]
+        x = WireInput(spec)(torch.from_numpy(to_wire(self._plan.images.pixels[rows], spec)))
+        asked = Oracle(target.victim(self._rate).replies, len(x), 1)
+        images, said = labelled_by(asked, x)
+        if not len(images):
+            return ()
+        train = SurrogateTraining(epochs=8, batch=16)
+        network = train(images, said, target.classes, seed=self._settings.seed)
+        return ((f"{len(x)} queries", network),)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -503,7 +536,7 @@ def answered_evidence(guard: Guard, classifier: SeparateClassifier, scores: Scor
 
 
 def read_stand_in(options: SourceOptions, plan: Plan, wire: npt.NDArray[Any]) -> LiftedClassifier:
-    """Open a surrogate: it takes what the served model takes, and knows the same classes.
+    """Open a surrogate: it takes what the classifier takes, and knows the same classes.
 
     Raises:
         ConfigError: it does not.
@@ -517,7 +550,7 @@ def read_stand_in(options: SourceOptions, plan: Plan, wire: npt.NDArray[Any]) ->
     source = open_source(str(path), own, None)
     if source.row_shape != plan.spec.shape:
         raise ConfigError(
-            f"--surrogate: {path} takes {list(source.row_shape)}; the served model takes "
+            f"--surrogate: {path} takes {list(source.row_shape)}; the classifier takes "
             f"{list(plan.spec.shape)}"
         )
     opened = source.open()
@@ -528,8 +561,7 @@ def read_stand_in(options: SourceOptions, plan: Plan, wire: npt.NDArray[Any]) ->
     scores = check.read_scores(answers, source.output.name, own, len(plan.labels))
     if scores.classes != len(plan.labels):
         raise ConfigError(
-            f"--surrogate: {path} knows {scores.classes} classes; the served model "
-            f"{len(plan.labels)}"
+            f"--surrogate: {path} knows {scores.classes} classes; the classifier {len(plan.labels)}"
         )
     spec = plan.spec.model_copy(update={"datatype": source.input.datatype})
     return LiftedClassifier(source.graph((source.output.name,)), source.output.name, scores, spec)
@@ -545,6 +577,15 @@ class _LogitsOf(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.classifier(x).logits
         return logits
+
+
+def _state_name(surrogates: tuple[tuple[str, torch.nn.Module], ...]) -> str:
+    """Folder of an evaluation's shards: another surrogate is another evaluation."""
+    total = hashlib.sha256()
+    for _, network in surrogates:
+        for value in network.state_dict().values():
+            total.update(value.numpy().tobytes())
+    return f"state-{total.hexdigest()[:12]}"
 
 
 def _lifted(plan: Plan, embedded: Embedded) -> LiftedClassifier:

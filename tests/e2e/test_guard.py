@@ -83,7 +83,7 @@ def test_one_command_makes_a_signed_bundle_with_its_card(guarded: Guarded) -> No
     assert manifest.promised_rate == 0.05
     assert manifest.scores.activation == "softmax"
     knowledge = {one["knowledge"] for one in guarded.told["evaluation"]["attacks"]}
-    assert knowledge == {"oblivious", "black-box", "adaptive"}
+    assert knowledge == {"oblivious", "transfer", "black-box", "adaptive"}
     assert set(manifest.threat_model.evaluated) == knowledge
     card = opened.files["MODEL_CARD.md"].decode()
     assert "adaptive, weighted, past the cheap tier" in card

@@ -159,7 +159,6 @@ def test_the_wire_and_its_images_are_the_same_everywhere(
             "takes UINT8, which are pixels from 0 to 255",
         ),
         (Kind(), replace(ZERO_ONE, checkpoint=Path("w.pth")), "--checkpoint: is for timm:NAME"),
-        (Kind(), replace(ZERO_ONE, surrogate=Path("w.onnx")), "--surrogate: is for a model that"),
     ],
 )  # fmt: skip
 def test_what_a_guard_would_have_no_meaning_for_is_refused(
