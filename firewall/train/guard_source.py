@@ -55,7 +55,7 @@ from firewall.train.card import render
 from firewall.train.fit_stages import Look, Material, fit_around, fit_stages
 from firewall.train.run_lock import locked
 from firewall.train.source_stages import ESCALATION, default_stages
-from firewall.train.steps import Steps, digest, write_json
+from firewall.train.steps import Steps, write_json
 
 #: Rates of false positives that are tried where none was asked for, the best first.
 RATES = (0.01, 0.02, 0.05, 0.1)
@@ -134,7 +134,7 @@ def make_guard(
         draft = steps.run("draft", maker.inputs(), maker.draft)
         opened = open_bundle(draft / "bundle", {(draft / "signer.pub").read_text(encoding="utf-8")})
         attacked = steps.run(
-            "attack", {"draft": digest(draft)}, lambda at: maker.attack(opened, at)
+            "attack", {"draft": opened.digest}, lambda at: maker.attack(opened, at)
         )
         progress("signing")
         result = json.loads((attacked / "evaluation.json").read_text(encoding="utf-8"))

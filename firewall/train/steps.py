@@ -95,7 +95,7 @@ def code_digest() -> str:
     """SHA-256 of the code that makes bundles: another version of it starts anew."""
     total = hashlib.sha256(__version__.encode())
     for package in ("firewall.train", "firewall.guard", "firewall.stages", "firewall.attack",
-                    "firewall.evaluation",
+                    "firewall.evaluation", "firewall.lift", "firewall.sources",
                     "firewall_plugins"):  # fmt: skip
         spec = find_spec(package)
         assert spec is not None
