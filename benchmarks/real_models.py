@@ -44,7 +44,7 @@ from tests.support.served import served
 
 OUT = Path(__file__).parent / "results" / "real-models" / "result.json"
 #: Images of each guard, and the rate that they can promise.
-IMAGES, RATE = 60, "0.05"
+IMAGES, RATE = 40, "0.1"
 #: What a file's owner would say of it, by the beginning of its name; otherwise `--preset imagenet`.
 DESCRIPTIONS = {
     "open-nsfw": ["--preset", "caffe-bgr"],

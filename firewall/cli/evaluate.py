@@ -35,8 +35,9 @@ from firewall.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor, nn
+    from torch import nn
 
+    from firewall.bundle.spec import InputSpec, Preprocessing
     from firewall.evaluation.request import Request
     from firewall.evaluation.target import Target
 
@@ -47,7 +48,11 @@ def evaluate(
         typer.Argument(help="What to attack: a bundle, or the .onnx file of a bare classifier."),
     ],
     data: Annotated[
-        Path, typer.Option(help="Clean images: an .npz file with arrays x (images) and y (labels).")
+        Path,
+        typer.Option(
+            help="Clean images: an .npz file with arrays x (images) and y (labels), or a folder; "
+            "its classes are those of folders named after them, else the classifier's answers."
+        ),
     ],
     suite: Annotated[
         str, typer.Option(help="Attacks to run: quick, static, black-box, adaptive or full.")
@@ -102,6 +107,9 @@ def evaluate(
 ) -> None:
     """Attack a bundle with a suite of attacks; writes evaluation.json and report.html."""
     try:
+        import torch
+
+        from firewall.bundle.spec import Preprocessing
         from firewall.evaluation.onnx_target import OnnxTarget
         from firewall.evaluation.provenance import provenance
         from firewall.evaluation.report import write_report
@@ -116,17 +124,20 @@ def evaluate(
     from firewall.train.data import load_npz
 
     request = Request(suite, norm, eps, seed, false_positive_rate or 0.01, steps, queries)
-    x, y = load_npz(data)
-    x, y = x[:n], y[:n]
     options = source_options(
         preset=preset, mean=mean, std=std, value_range=value_range, channel_order=channel_order,
         layout=layout, output=output, activation=activation,
     )  # fmt: skip
     aim: Target
+    pictures = data.is_dir()
+    x, y = (None, None) if pictures else load_npz(data)
     if target.suffix == ".onnx":
         if upstream is not None:
             raise ConfigError("--upstream: is for a bundle of a served classifier")
-        aim = OnnxTarget.read(target, (x.shape[1], x.shape[2], x.shape[3]), options, _sample(x))
+        shape = None if x is None else (x.shape[1], x.shape[2], x.shape[3])
+        sample = None if x is None else torch.from_numpy(x[:16])
+        aim = OnnxTarget.read(target, shape, options, sample)
+        spec, prepared = aim.spec, Preprocessing(resize=max(4, min(aim.shape[1:])))
     else:
         refuse_description(options, "the bundle says how its classifier is fed")
         bundle = open_checked(target, trust)
@@ -136,6 +147,10 @@ def evaluate(
         if where is not None and jobs > 1:
             raise ConfigError("--jobs: a served classifier is asked by one process; leave it out")
         aim = bundle_target(bundle, where, surrogate or [])
+        spec, prepared = bundle.manifest.input, bundle.manifest.preprocessing
+    if x is None or y is None:
+        x, y = read_pictures(data, spec, prepared, n, aim)
+    x, y = x[:n], y[:n]
     promised = aim.bundle.manifest.promised_rate if isinstance(aim, BundleTarget) else None
     if false_positive_rate is None and promised is not None:
         request = replace(request, rate=promised)
@@ -177,10 +192,34 @@ def evaluate(
     )
 
 
-def _sample(x: npt.NDArray[np.float32]) -> Tensor:
+def read_pictures(
+    folder: Path, spec: InputSpec, preprocessing: Preprocessing, count: int, aim: Target
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Read a folder of images as data of an evaluation.
+
+    Args:
+        folder: of images, perhaps in folders named after the classes.
+        spec: of what is attacked.
+        preprocessing: of encoded images.
+        count: images at most.
+        aim: answers for the classes, where the folders do not.
+
+    Returns:
+        Images [N, C, H, W] in [0, 1], and classes [N].
+
+    """
+    import numpy as np
     import torch
 
-    return torch.from_numpy(x[:16])
+    from firewall.sources.images import folder_labels, read_images
+
+    images = read_images([folder], spec, preprocessing, count)
+    x = images.pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    truth, _ = folder_labels(images, aim.labels)
+    if truth is None:
+        print("the classifier's own answers are taken for the classes", file=sys.stderr)
+        truth = aim.victim(0.05).judge(torch.from_numpy(x)).bare
+    return x, truth
 
 
 def _surrogates(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -156,42 +158,50 @@ def guard(
         input=input_name, resize=resize, fit="squash" if squash else None, checkpoint=checkpoint,
         surrogate=surrogate, name=name,
     )  # fmt: skip
-    try:
-        from firewall.sources.plan import inspect
-        from firewall.sources.source import SCHEMES, open_source
-        from firewall.train.guard_source import Settings, make_guard
-    except ImportError as error:
-        raise ConfigError(
-            "guard: needs more packages; pip install 'robustness-firewall[train,attack]'"
-        ) from error
     begun = time.monotonic()
 
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - begun:5.0f} s] {line}", file=sys.stderr, flush=True)
 
+    chosen = None if stages is None else read_stages(stages)
+    if out is not None and not os.access(_existing(out), os.W_OK):
+        raise ConfigError(f"--out: {out} cannot be written")
+    progress(f"opening {source}")
+    try:
+        from firewall.sources.plan import inspect
+        from firewall.sources.source import SCHEMES, open_source
+        from firewall.train.guard_source import Settings, make_guard, split
+    except ImportError as error:
+        raise ConfigError(
+            "guard: needs more packages; pip install 'robustness-firewall[train,attack]'"
+        ) from error
     settings = None
     if source.startswith(SCHEMES):
         settings = upstream_settings(source, upstream_ca, upstream_token_file)
     opened = open_source(source, options, settings)
     plan = inspect(opened, options, images, images_limit, progress)
+    making = Settings(
+        rate=false_positive_rate, minutes=minutes, radius=eps, stages=chosen, version=version,
+        seed=seed,
+    )  # fmt: skip
+    # Too few images are said before anything takes time.
+    split(len(plan.images.pixels), making)
     if as_json and check:
         print(json.dumps(_described(plan), allow_nan=False))
         return
-    _show(plan, sys.stdout if not as_json else sys.stderr)
+    described = options.normalisation is not None
+    _show(plan, described, sys.stderr if as_json else sys.stdout)
     if check:
         return
     from firewall.bundle.signing import user_signer
     from firewall.stages.registry import Registry
 
     assert out is not None
-    made = make_guard(
-        out, plan, options,
-        Settings(
-            rate=false_positive_rate, minutes=minutes, radius=eps,
-            stages=None if stages is None else read_stages(stages), version=version, seed=seed,
-        ),
-        user_signer(), Registry.discover(), progress,
-    )  # fmt: skip
+    try:
+        made = make_guard(out, plan, options, making, user_signer(), Registry.discover(), progress)
+    except KeyboardInterrupt:
+        progress("interrupted; the same command goes on where it stopped")
+        raise
     if as_json:
         print(json.dumps({**_described(plan), **made}, allow_nan=False))
         return
@@ -242,7 +252,7 @@ def _described(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _show(plan: Plan, stream: Any) -> None:
+def _show(plan: Plan, described: bool, stream: Any) -> None:
     """Print what was found, with a few images and what the classifier says of them."""
     from firewall.sources.check import top_classes
 
@@ -252,6 +262,7 @@ def _show(plan: Plan, stream: Any) -> None:
         print(f"{name:14} {_plain(text)}", file=stream)
 
     line("classifier", plan.source.architecture)
+    origin = "" if described else plan.source.hints.source
     how = (
         f"mean {_listed(spec.mean)}, std {_listed(spec.std)} of values in [0, 1]"
         if spec.mean is not None and spec.std is not None
@@ -260,12 +271,13 @@ def _show(plan: Plan, stream: Any) -> None:
     line(
         "input",
         f"{spec.name!r}, {spec.datatype} {spec.layout} {list(spec.shape)}, "
-        f"{spec.channel_order if spec.channels == 3 else 'grey'}, {how}"
-        + (f" (from {plan.source.hints.source})" if plan.source.hints.source else ""),
+        f"{ {1: 'grey', 4: 'RGBA'}.get(spec.channels, spec.channel_order) }, {how}"
+        + (f" (from {origin})" if origin else ""),
     )
+    one = " of one value" if scores.classes == 2 and math.prod(scores.shape) == 1 else ""
     line(
         "output",
-        f"{plan.source.output.name!r}, {scores.classes} classes, {scores.spec.activation}"
+        f"{plan.source.output.name!r}, {scores.classes} classes{one}, {scores.spec.activation}"
         + (f"; passed through: {', '.join(one.name for one in plan.others)}"
            if plan.others else ""),
     )  # fmt: skip
@@ -274,7 +286,7 @@ def _show(plan: Plan, stream: Any) -> None:
     )  # fmt: skip
     line("images", f"{len(plan.images.pixels)}, {fit}")
     if plan.accuracy is not None:
-        line("accuracy", f"{plan.accuracy:.1%} of {len(plan.sample)} images, by their folders")
+        line("accuracy", f"{plan.accuracy:.1%} of {len(plan.sample)} images, {plan.truth_note}")
     print(file=stream)
     every = max(1, len(plan.sample) // _SHOWN)
     tops = top_classes(plan.checked.logits, plan.labels)
@@ -320,3 +332,8 @@ def _listed(values: tuple[float, ...] | None) -> str:
 def _plain(text: str) -> str:
     """Text without control characters, which a terminal would obey."""
     return "".join(one if one.isprintable() else " " for one in text)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above a place that exists."""
+    return next(one for one in path.absolute().parents if one.exists())

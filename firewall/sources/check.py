@@ -7,13 +7,16 @@ warnings with the flag that would mend it elsewhere.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from firewall.bundle.spec import InputSpec, ScoreSpec
+from firewall.bundle.spec import InputSpec, Preprocessing, ScoreSpec
+from firewall.decoding.decode import Target, decode_to
 from firewall.errors import ConfigError, FirewallError
 from firewall.screening.classifier import Answers, Array
 from firewall.screening.preprocess import to_wire
@@ -23,6 +26,7 @@ from firewall.sources.options import (
     PRESETS,
     ChannelOrder,
     Normalisation,
+    Reference,
     SourceOptions,
     reordered,
 )
@@ -34,6 +38,12 @@ _NEARLY_ALL = 0.95
 #: By how much another description must be ahead to be worth a question: in the share of images that
 #: are classified rightly, or else in the mean probability of the top class.
 _MORE_RIGHT, _SURER = 0.1, 0.05
+#: Images that are asked alone as well as together.
+ALONE = 8
+#: Largest difference of a log-probability between two askings of a row.
+_APART = 0.05
+#: Largest mean difference of two resamplings of a smooth image, in parts of its deviation.
+_RESAMPLED = 0.08
 #: Names of outputs that are features and no scores.
 _FEATURE_WORDS = ("embed", "feature", "hidden", "pooler", "pooled")
 #: A sum of probabilities may be off by this.
@@ -167,6 +177,7 @@ def look(
     scores: Scores,
     *,
     normalised: bool,
+    labels: Sequence[str],
     truth: npt.NDArray[np.int64] | None = None,
 ) -> Checked:
     """Look at what a classifier says about images, under its description and under others.
@@ -178,6 +189,7 @@ def look(
         size: of the input.
         scores: how the answers are read.
         normalised: whether other normalisations make sense: not for UINT8.
+        labels: names of the classes.
         truth: [N] classes of the images, where they are known.
 
     """
@@ -188,8 +200,8 @@ def look(
     share = counts.max() / len(top)
     if len(top) >= 10 and share >= _NEARLY_ALL:
         warnings.append(
-            f"class {names[counts.argmax()]} is named for {share:.0%} of {len(top)} images; "
-            "expected only where nearly all of them are of that class. See --preset"
+            f"class {labels[names[counts.argmax()]]!r} is named for {share:.0%} of {len(top)} "
+            "images; expected only where nearly all of them are of that class"
         )
     found: list[tuple[str, float]] = [("as described", float(_confidences(logits).mean()))]
     better: list[tuple[float, str]] = []
@@ -207,6 +219,82 @@ def look(
     if better:
         warnings.append(max(better)[1])
     return Checked(scores, logits, tuple(warnings), tuple(found))
+
+
+def check_rows(ask: Ask, wire: Array, scores: Scores) -> None:
+    """Check that a row is answered alike alone, among others, and when it is asked again.
+
+    Requests of several clients share a batch. A classifier that looks across it, such as one that
+    normalises by the batch's own mean, would let one client move the answer to another.
+
+    Args:
+        ask: the classifier.
+        wire: [N, ...] rows.
+        scores: how answers are read.
+
+    Raises:
+        ConfigError: the answers differ.
+
+    """
+    together, again = (scores.logits(ask(wire).scores) for _ in range(2))
+    alone = np.concatenate([scores.logits(ask(wire[n : n + 1]).scores) for n in range(len(wire))])
+    for other, what in (
+        (again, "when it is asked the same again: it is random. Export it in evaluation mode"),
+        (
+            alone,
+            "for an image alone and for it among others: its rows depend on one another, as with "
+            "a normalisation over the batch, or on how many there are",
+        ),
+    ):
+        apart = np.abs(log_softmax(other) - log_softmax(together))
+        # Quantised graphs step; what is likely is compared.
+        likely = np.exp(log_softmax(together)) > 1e-3
+        if apart[likely].max(initial=0.0) > _APART:
+            raise ConfigError(f"the classifier answers otherwise {what}")
+
+
+def check_reference(
+    reference: Reference, spec: InputSpec, preprocessing: Preprocessing, source: str
+) -> None:
+    """Compare what this program makes of an image with what the source's own preprocessing does.
+
+    Args:
+        reference: the source's own.
+        spec: of the input.
+        preprocessing: of encoded images.
+        source: where the description comes from, for errors.
+
+    Raises:
+        ConfigError: they differ by more than resampling does.
+
+    """
+    image = _test_image()
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    pixels = decode_to(buffer.getvalue(), Target.of(spec, preprocessing), field="image")
+    own = to_wire(pixels[None], spec)[0].astype(np.float32)
+    theirs = reference(image)
+    what = f"the description read from {source} is not what the source's own processor does"
+    mend = (
+        "; say it with --preset, or --range, --mean, --std and --channel-order, and with --resize "
+        "or --squash"
+    )
+    if theirs.shape != own.shape:
+        raise ConfigError(
+            f"{what}: it makes {list(theirs.shape)} of an image, expected {list(own.shape)}{mend}"
+        )
+    apart = float(np.abs(theirs - own).mean() / max(1e-6, float(theirs.std())))
+    if apart > _RESAMPLED:
+        raise ConfigError(f"{what}: pixels differ by {apart:.0%} of their spread on average{mend}")
+
+
+def _test_image() -> npt.NDArray[np.uint8]:
+    """[300, 400, 3]: smooth, another colour everywhere, and not square."""
+    y, x = np.mgrid[0:300, 0:400]
+    waves = [np.sin(x / 37), np.sin(y / 29 + 1), np.cos((x + y) / 53)]
+    image: npt.NDArray[np.uint8] = (127.5 + 120 * np.stack(waves, axis=2)).astype(np.uint8)
+    image[..., 2] //= 2
+    return image
 
 
 def alternatives(spec: InputSpec, size: Size) -> list[tuple[str, Normalisation]]:

@@ -162,7 +162,8 @@ def spec_of(tensor: TensorInfo, size: Size, normalisation: Normalisation) -> Inp
         for flag, values in (("--mean", mean), ("--std", std)):
             if len(values) not in (1, size.channels):
                 raise ConfigError(
-                    f"{flag}: {len(values)} values; expected {size.channels}, one a channel"
+                    f"{flag}, or the preset or source that says it: {len(values)} values; the "
+                    f"input has {size.channels} channels"
                 )
         mean, std = (
             values * size.channels if len(values) == 1 else values for values in (mean, std)
@@ -179,9 +180,21 @@ def spec_of(tensor: TensorInfo, size: Size, normalisation: Normalisation) -> Inp
 def preprocessing(size: Size, options: SourceOptions, hints: Hints) -> Preprocessing:
     """Describe how encoded images become rows: by flags, by the source, else the plain centre."""
     fit = options.fit or hints.fit or "crop"
-    least = max(size.height, size.width) if fit == "squash" else min(size.height, size.width)
-    resize = options.resize or hints.resize or least
-    return Preprocessing(resize=max(4, resize if fit == "crop" else least), fit=fit)
+    side = min(size.height, size.width)
+    if fit == "squash":
+        return Preprocessing(resize=max(4, size.height, size.width), fit=fit)
+    resize = hints.resize or side
+    if hints.resize is not None and hints.size is not None:
+        # The same part of an image, where the owner names another size.
+        resize = round(hints.resize * side / min(hints.size))
+    if options.resize is not None:
+        resize = options.resize
+        if resize < side:
+            raise ConfigError(
+                f"--resize: {resize}; the centre that is cropped has {side} pixels, so expected "
+                f"{side} or more"
+            )
+    return Preprocessing(resize=max(4, resize), fit=fit)
 
 
 def label_count(options: SourceOptions) -> int | None:
@@ -200,6 +213,9 @@ def read_labels(options: SourceOptions, hints: Hints, classes: int) -> tuple[str
     """
     if options.labels is not None:
         names = _names(options.labels)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"--labels: {options.labels} names {twice[0]!r} twice")
         if len(names) != classes:
             raise ConfigError(
                 f"--labels: {options.labels} has {len(names)} names; the classifier has {classes} "

@@ -134,30 +134,42 @@ def _decoded(
         yield np.ascontiguousarray(np.rint(image * 255).astype(np.uint8))
 
 
-def folder_labels(images: Images, labels: Sequence[str]) -> npt.NDArray[np.int64] | None:
-    """Classes of images by the names of their folders; None where the names say nothing.
+def folder_labels(
+    images: Images, labels: Sequence[str]
+) -> tuple[npt.NDArray[np.int64] | None, str]:
+    """Classes of images by the names of their folders.
 
-    A folder is a class by its name, by its number, or, where there are as many folders as
-    classes, by its place in the alphabet.
+    A folder is a class by its name or by its number. Where classes have no names and there are as
+    many folders, it is one by its place in the alphabet.
 
     Args:
         images: that were read.
         labels: names of the classes.
 
+    Returns:
+        [N] classes, or None where the folders do not say; and how they say it, for people.
+
     """
     present = sorted(set(images.folders) - {""})
-    if not present or "" in images.folders:
-        return None
+    if not present:
+        return None, ""
+    if "" in images.folders:
+        return None, "some images lie in no folder, so folders are not taken for classes"
     by_name = {_plain(label): number for number, label in enumerate(labels)}
+    numbered = list(labels) == [str(number) for number in range(len(labels))]
     if all(_plain(name) in by_name for name in present):
         numbers = {name: by_name[_plain(name)] for name in present}
+        how = "by their folders"
     elif all(name.isdecimal() and int(name) < len(labels) for name in present):
         numbers = {name: int(name) for name in present}
-    elif len(present) == len(labels):
+        how = "by their folders"
+    elif numbered and len(present) == len(labels):
         numbers = {name: number for number, name in enumerate(present)}
+        how = "by their folders in alphabetical order; --labels names the classes"
     else:
-        return None
-    return np.array([numbers[name] for name in images.folders], np.int64)
+        unknown = next((name for name in present if _plain(name) not in by_name), present[0])
+        return None, f"folder {unknown!r} is no class, so folders are not taken for classes"
+    return np.array([numbers[name] for name in images.folders], np.int64), how
 
 
 def _plain(name: str) -> str:

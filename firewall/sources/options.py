@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from firewall.errors import ConfigError
 
@@ -34,6 +39,8 @@ class Normalisation:
     channel_order: ChannelOrder = "RGB"
 
 
+#: Names under which a model may be served.
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 #: Conventions of training frameworks, by the name that `--preset` takes.
 PRESETS: dict[str, Normalisation] = {
     "imagenet": Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
@@ -108,6 +115,12 @@ class SourceOptions:
         ]  # fmt: skip
         if self.preset is not None and own:
             raise ConfigError(f"{own[0]}: --preset {self.preset} says it already; leave one out")
+        if self.name is not None and not re.fullmatch(NAME_PATTERN, self.name):
+            raise ConfigError(
+                f"--name: {self.name!r}; expected letters, digits, dots, hyphens and underscores"
+            )
+        if self.resize is not None and self.fit == "squash":
+            raise ConfigError("--resize: --squash resizes to the input at once; leave one out")
         if self.std is not None and min(self.std) <= 0:
             raise ConfigError("--std: every value must be positive")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
@@ -147,6 +160,10 @@ def reordered(normalisation: Normalisation, order: ChannelOrder) -> Normalisatio
     )
 
 
+#: An image as decoded, to the input of a model.
+Reference = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class Hints:
     """What a source itself says: timm's configuration, a Hugging Face folder, file metadata.
@@ -157,6 +174,8 @@ class Hints:
         resize: pixels of an image's shorter side before the crop.
         fit: whether images are cropped or squashed.
         labels: names of its classes.
+        reference: what the source's own preprocessing makes of an image [H, W, 3] uint8:
+            [C, H', W'] float32, as its model takes it; None where it cannot be asked.
         source: where this comes from, for people.
         warnings: what could not be followed.
 
@@ -167,5 +186,6 @@ class Hints:
     resize: int | None = None
     fit: Fit | None = None
     labels: tuple[str, ...] | None = None
+    reference: Reference | None = None
     source: str = ""
     warnings: tuple[str, ...] = field(default=())

@@ -23,7 +23,7 @@ from firewall.sources.describe import (
 )
 from firewall.sources.images import Images, folder_labels, read_images
 from firewall.sources.options import PRESETS, SourceOptions
-from firewall.sources.source import Source, pass_through
+from firewall.sources.source import Source, compare_module, pass_through
 
 Progress = Callable[[str], None]
 
@@ -41,6 +41,7 @@ class Plan:
         sample: rows of the sample.
         labels: names of the classes.
         truth: [N] classes of the images; None where their folders do not say.
+        truth_note: how the folders say it, or why they do not.
         others: further outputs of the classifier, which pass through.
 
     """
@@ -53,6 +54,7 @@ class Plan:
     sample: npt.NDArray[np.intp]
     labels: tuple[str, ...]
     truth: npt.NDArray[np.int64] | None
+    truth_note: str
     others: tuple[TensorSpec, ...]
 
     @property
@@ -63,7 +65,13 @@ class Plan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Everything that a person should look at."""
-        return (*self.images.warnings, *self.source.hints.warnings, *self.checked.warnings)
+        note = (self.truth_note,) if self.truth is None and self.truth_note else ()
+        return (
+            *self.images.warnings,
+            *self.source.hints.warnings,
+            *note,
+            *self.checked.warnings,
+        )
 
     @property
     def accuracy(self) -> float | None:
@@ -86,6 +94,9 @@ def inspect(
     described = normalisation or PRESETS["zero-one"]
     spec = spec_of(source.input, source.size, described)
     prepared = preprocessing(source.size, options, source.hints)
+    own = options.normalisation is None and options.resize is None and options.fit is None
+    if own and source.hints.reference is not None:
+        check.check_reference(source.hints.reference, spec, prepared, source.hints.source)
     progress("reading images")
     images = read_images(paths, spec, prepared, limit)
     sample = check.sample_rows(len(images.pixels))
@@ -100,18 +111,21 @@ def inspect(
         answers = ask(to_wire(pixels, spec)).scores
         scores = check.read_scores(answers, source.output.name, options, label_count(options))
         labels = read_labels(options, source.hints, scores.classes)
-        truth = folder_labels(images, labels)
+        truth, truth_note = folder_labels(images, labels)
+        check.check_rows(ask, to_wire(pixels[: check.ALONE], spec), scores)
+        compare_module(source, to_wire(pixels[: check.ALONE], spec), answers)
         checked = check.look(
             ask, pixels, spec, source.size, scores,
             normalised=source.input.datatype != "UINT8",
             truth=None if truth is None else truth[sample],
+            labels=labels,
         )  # fmt: skip
     finally:
         classifier.close()
     if normalisation is None:
         raise ConfigError(_unknown(checked))
     others = pass_through(source, to_wire(pixels[:2], spec))
-    return Plan(source, spec, prepared, images, checked, sample, labels, truth, others)
+    return Plan(source, spec, prepared, images, checked, sample, labels, truth, truth_note, others)
 
 
 def _unknown(checked: check.Checked) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -30,6 +31,9 @@ from firewall.sources.taps import add_taps
 from firewall.upstream.client import Upstream
 from firewall.upstream.settings import UpstreamSettings
 
+if TYPE_CHECKING:
+    from firewall.sources.torch_model import TorchSource
+
 _OIP_NAMES = {numpy_name: name for name, numpy_name in DATATYPES.items()}
 #: Prefixes of served models.
 SCHEMES = ("grpc://", "grpcs://", "http://", "https://")
@@ -49,6 +53,7 @@ class Source:
         size: of its input.
         hints: what it says of its input.
         model: its graph; None where it is served elsewhere.
+        module: what the graph was exported from; None of a file.
         upstream: where it is served; None where it is not.
 
     """
@@ -63,6 +68,7 @@ class Source:
     hints: Hints
     model: onnx.ModelProto | None
     upstream: UpstreamSettings | None
+    module: TorchSource | None = None
 
     @property
     def row_shape(self) -> tuple[int, int, int]:
@@ -142,9 +148,10 @@ def open_source(text: str, options: SourceOptions, upstream: UpstreamSettings | 
             found.input, found.outputs, output, input_size(found.input, options, hints), hints,
             None, upstream,
         )  # fmt: skip
-    hints, name = Hints(), ""
+    hints, name, module = Hints(), "", None
     if text.startswith(("timm:", "hf:")) or _is_factory(text):
-        model, hints, architecture, name = _torch_model(text, options)
+        model, module, name = _torch_model(text, options)
+        hints, architecture = module.hints, module.architecture
     elif text.endswith(".onnx") or Path(text).is_file():
         model = read_model(Path(text))
         architecture = _architecture(model, Path(text))
@@ -168,7 +175,7 @@ def open_source(text: str, options: SourceOptions, upstream: UpstreamSettings | 
     return Source(
         text, options.name or _served_name(name), architecture,
         signature.input, signature.outputs, output,
-        input_size(signature.input, options, hints), hints, model, None,
+        input_size(signature.input, options, hints), hints, model, None, module,
     )  # fmt: skip
 
 
@@ -221,7 +228,34 @@ def pass_through(source: Source, wire: Array) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
-def _torch_model(text: str, options: SourceOptions) -> tuple[onnx.ModelProto, Hints, str, str]:
+def compare_module(source: Source, wire: Array, answers: Array) -> None:
+    """Compare the graph that a module was exported to with the module, on images.
+
+    Args:
+        source: whose graph it is; a file has nothing to compare it with.
+        wire: [N, ...] rows of images.
+        answers: [M, K] of the graph, for these rows first.
+
+    Raises:
+        ConfigError: they differ, as where the module decides by its input what to compute.
+
+    """
+    if source.module is None:
+        return
+    from firewall.sources.torch_model import answers_of
+
+    own = answers_of(source.module, wire)
+    found = answers[: len(own)].astype(np.float32)
+    scale = max(1e-3, float(np.abs(own).max()))
+    if found.shape != own.shape or float(np.abs(found - own).max()) > 1e-2 * scale:
+        raise ConfigError(
+            f"{source.architecture}: its export to ONNX answers otherwise than the module itself, "
+            "as where a module decides by its input what it computes. Rewrite the decision with "
+            "torch.where, or export the model yourself and name the .onnx file"
+        )
+
+
+def _torch_model(text: str, options: SourceOptions) -> tuple[onnx.ModelProto, TorchSource, str]:
     from firewall.sources import torch_model
 
     if text.startswith("timm:"):
@@ -238,7 +272,7 @@ def _torch_model(text: str, options: SourceOptions) -> tuple[onnx.ModelProto, Hi
             f"{text}: the size of its images is not known; name it with --shape "
             "channels,height,width"
         )
-    return torch_model.export_module(made, size), made.hints, made.architecture, name
+    return torch_model.export_module(made, size), made, name
 
 
 def _is_factory(text: str) -> bool:

@@ -276,6 +276,20 @@ def load():
         torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4),
         torch.nn.Flatten(), torch.nn.Linear(128, 4),
     )
+
+
+class Deciding(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = load()
+
+    def forward(self, x):
+        y = self.inner(x)
+        return y if x.mean() > 2 else -y
+
+
+def deciding():
+    return Deciding()
 """
 
 
@@ -293,5 +307,10 @@ def test_a_torch_module_is_exported_and_checked(
     told = json.loads(done.stdout)
     assert told["classes"] == 4
     assert told["input"]["mean"] == [0.485, 0.456, 0.406]
+    deciding = command(
+        "guard", "my_model:deciding", str(photos), "--preset", "zero-one", "--shape",
+        f"3,{SIDE},{SIDE}", "--check",
+    )  # fmt: skip
+    assert "its export to ONNX answers otherwise" in deciding.stderr
     nowhere = command("guard", "my_model:load", str(photos), "--preset", "imagenet", "--check")
     assert "name it with --shape" in nowhere.stderr

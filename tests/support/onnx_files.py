@@ -97,6 +97,9 @@ def write_classifier(path: Path, kind: Kind) -> Path:
         elif operator == "Unsqueeze":
             constants["axes"] = np.array([2, 3], np.int64)
             add("Unsqueeze", [name, "axes"], target)
+        elif operator == "AcrossBatch":
+            add("ReduceMean", [name], "batch", axes=[0], keepdims=1)
+            add("Sub", [name, "batch"], target)
         elif operator == "Normalise":
             add("LpNormalization", [name], target, axis=1, p=2)
         else:

@@ -139,6 +139,7 @@ def test_the_wire_and_its_images_are_the_same_everywhere(
         ),
         (Kind(ending=("Normalise",), output="vector"), ZERO_ONE, "an embedding"),
         (Kind(output="embedding"), ZERO_ONE, "looks like features"),
+        (Kind(ending=("AcrossBatch",)), ZERO_ONE, "its rows depend on one another"),
         (Kind(ending=("Relu", "Floor", "Sign", "Relu"), classes=1), ZERO_ONE, "the same for all|"
          "a whole number for every image"),
         (
