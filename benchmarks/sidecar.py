@@ -115,7 +115,8 @@ def photograph_case(net: Path, photographs: Path, describe: tuple[str, ...]) -> 
     )
     wire = to_wire(plan.images.pixels, plan.spec).astype(np.float32)
     shape = plan.source.row_shape
-    return Case(net, shape, plan.checked.scores.classes, wire[::2], wire[1::2], describe)
+    classes = plan.checked.scores.classes
+    return Case(net.resolve(), shape, classes, wire[::2], wire[1::2], describe)
 
 
 def accepted(address: str, case: Case) -> list[Any]:
