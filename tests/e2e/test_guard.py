@@ -273,8 +273,8 @@ import torch
 def load():
     torch.manual_seed(0)
     return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4),
-        torch.nn.Flatten(), torch.nn.Linear(128, 4),
+        torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(8, 4),
     )
 
 
@@ -285,7 +285,7 @@ class Deciding(torch.nn.Module):
 
     def forward(self, x):
         y = self.inner(x)
-        return y if x.mean() > 2 else -y
+        return y if x.mean() > 0.2 else -y
 
 
 def deciding():
