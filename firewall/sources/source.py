@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,13 +179,19 @@ def open_source(text: str, options: SourceOptions, upstream: UpstreamSettings | 
     )  # fmt: skip
 
 
-def embed(source: Source, spec: InputSpec, others: tuple[TensorSpec, ...]) -> Embedded:
+def embed(
+    source: Source,
+    spec: InputSpec,
+    others: tuple[TensorSpec, ...],
+    wanted: Collection[str] | None = None,
+) -> Embedded:
     """Bring a source's graph into the form in which a bundle carries it.
 
     Args:
         source: with a graph.
         spec: of the input, by which features are looked for.
         others: outputs that pass through.
+        wanted: taps that stages read; None gives out all that there are.
 
     """
     names = (source.output.name, *(one.name for one in others))
@@ -196,8 +202,13 @@ def embed(source: Source, spec: InputSpec, others: tuple[TensorSpec, ...]) -> Em
         {"UINT8": np.uint8, "FP16": np.float16, "FP32": np.float32}[spec.datatype]
     )
     tapped, tensors, features = add_taps(plain, source.output.name, wire)
-    taps = {tensor: FEATURE + tap for tap, tensor in tensors.items()}
-    return Embedded(prepare(tapped, source.row_shape, names, taps), tuple(tensors), features)
+    kept = [tap for tap in tensors if wanted is None or tap in wanted]
+    taps = {tensors[tap]: FEATURE + tap for tap in kept}
+    return Embedded(
+        prepare(tapped, source.row_shape, names, taps),
+        tuple(kept),
+        {tap: features[tap] for tap in kept},
+    )
 
 
 def pass_through(source: Source, wire: Array) -> tuple[TensorSpec, ...]:

@@ -86,8 +86,9 @@ def _places(model: onnx.ModelProto, output: str) -> dict[str, str]:
     for number, depth in enumerate(_DEPTHS, 1):
         if len(layers) > 2 * len(_DEPTHS):
             found[f"depth-{number}"] = layers[int(depth * len(layers))].output[0]
-    if last is not None:
-        found[PENULTIMATE] = next(name for name in last.input if name not in constants)
+    data = [] if last is None else [name for name in last.input if name and name not in constants]
+    if data:
+        found[PENULTIMATE] = data[0]
     return found
 
 

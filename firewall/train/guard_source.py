@@ -237,6 +237,10 @@ class _Maker:
         taps = () if embedded is None else embedded.taps
         chosen = plan_stages(self._settings, spec, taps, gradients, wire["fit"])
         guard = assemble(chosen.spec, self._registry, gradients if embedded is not None else None)
+        if embedded is not None:
+            # Features that no stage reads would be computed for nothing.
+            read = {*guard.features_of("cheap"), *guard.features_of("expensive")}
+            embedded = embed(plan.source, spec, plan.others, read)
         progress(f"fitting the stages{chosen.effort}")
         material = Material(
             wire["fit"][: chosen.rows], spec, None, self._settings.radius, budget.LESSON_STEPS

@@ -226,6 +226,10 @@ def test_taps_are_pooled_inside_the_graph(photos: Path, tmp_path: Path) -> None:
     answers = model.infer(to_wire(plan.images.pixels[:3], plan.spec), None)
     assert answers.features["penultimate"].shape == (3, 12)
     assert not onnx.load_from_string(embedded.graph).metadata_props
+    unread = embed(plan.source, plan.spec, (), wanted=())
+    assert (unread.taps, unread.features) == ((), {})
+    outputs = [one.name for one in onnx.load_from_string(unread.graph).graph.output]
+    assert outputs == ["logits"]
 
 
 @pytest.mark.parametrize("activation", ["logits", "softmax", "sigmoid"])
