@@ -497,11 +497,11 @@ def plan_stages(
 ) -> _Stages:
     """Choose the stages and how many images they learn from, within the minutes that there are."""
     if gradients is None:
-        return _Stages(settings.stages or default_stages(spec.channels, taps, None), len(wire))
+        return _Stages(settings.stages or default_stages(taps, None), len(wire))
     x = WireInput(spec)(torch.from_numpy(wire[:8]))
     gradient = budget.gradient_seconds(gradients, x)
     teaching = budget.teaching_for(60 * settings.minutes * _TEACHING, gradient, len(wire))
-    chosen = settings.stages or default_stages(spec.channels, taps, teaching)
+    chosen = settings.stages or default_stages(taps, teaching)
     about = budget.LESSON_STEPS * (teaching.epochs + 1) * teaching.rows * gradient
     effort = f" on forgeries of {teaching.rows} images, about {about:.0f} s"
     return _Stages(chosen, teaching.rows, effort)

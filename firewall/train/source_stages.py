@@ -26,11 +26,10 @@ class Teaching:
     epochs: int
 
 
-def default_stages(channels: int, taps: tuple[str, ...], teaching: Teaching | None) -> GuardSpec:
+def default_stages(taps: tuple[str, ...], teaching: Teaching | None) -> GuardSpec:
     """Choose stages by what there is to see.
 
     Args:
-        channels: of an image.
         taps: features that the classifier gives.
         teaching: how stages learn; None where there are no gradients to learn from.
 
@@ -40,18 +39,17 @@ def default_stages(channels: int, taps: tuple[str, ...], teaching: Teaching | No
         StageSpec(kind="denoiser", name="median", plugin="median"),
         StageSpec(kind="detector", name="noise-floor", plugin="noise-floor"),
     ]
-    if channels == 3:
+    if teaching is not None and PENULTIMATE in taps:
+        # Few that each see something: of more, those that see nothing drown them in the sum.
         stages.append(
             StageSpec(
                 kind="detector",
-                name="chroma-floor",
-                plugin="noise-floor",
-                config={"component": "chroma"},
+                name="features",
+                plugin="safety-net",
+                config={"rows": max(10, teaching.rows)},
             )
         )
-    if PENULTIMATE in taps:
-        stages.append(StageSpec(kind="detector", name="feature-norm", plugin="feature-norm"))
-    if teaching is not None:
+    elif teaching is not None:
         stages.append(
             StageSpec(
                 kind="detector",
@@ -60,14 +58,5 @@ def default_stages(channels: int, taps: tuple[str, ...], teaching: Teaching | No
                 config={"epochs": teaching.epochs, "batch": 16},
             )
         )
-        if PENULTIMATE in taps:
-            stages.append(
-                StageSpec(
-                    kind="detector",
-                    name="features",
-                    plugin="safety-net",
-                    config={"rows": max(10, teaching.rows)},
-                )
-            )
     stages.append(StageSpec(kind="detector", name="view-consistency", plugin="view-consistency"))
     return GuardSpec(stages=tuple(stages))
