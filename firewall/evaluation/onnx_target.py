@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from firewall.attack.victim import BareVictim, Victim
 from firewall.bundle.spec import InputSpec
 from firewall.errors import ConfigError, FirewallError
+from firewall.guard.classifier import LogitsOnly
 from firewall.guard.wire_input import WireInput
 from firewall.lift.classifier import LiftedClassifier
 from firewall.screening.classifier import Array, SeparateClassifier
@@ -103,7 +104,7 @@ class OnnxTarget:
 
     @property
     def classes(self) -> int:
-        """How many."""
+        """Number of classes; two where the file answers one value."""
         return self.scores.classes
 
     @property
@@ -127,23 +128,11 @@ class OnnxTarget:
 
     def module(self) -> nn.Module:
         """Return the classifier as a differentiable module: [N, C, H, W] in [0, 1] to logits."""
-        return _Logits(self.classifier())
+        return LogitsOnly(self.classifier())
 
     def classifier(self) -> LiftedClassifier:
         """Lift the graph."""
         return LiftedClassifier(self.graph, self.output, self.scores, self.spec)
-
-
-class _Logits(nn.Module):
-    """Logits alone."""
-
-    def __init__(self, inner: LiftedClassifier) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.inner(x).logits
-        return logits
 
 
 def _rows(spec: InputSpec, sample: Tensor | None) -> Tensor:

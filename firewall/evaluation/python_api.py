@@ -65,7 +65,7 @@ def evaluate(
         y: [N] classes.
         eps: radius, in units of the bounds.
         norm: `linf` or `l2`.
-        suite: `static`, `black-box`, `adaptive` or `full`.
+        suite: `quick`, `static`, `black-box`, `adaptive` or `full`.
         steps: of iterated attacks.
         queries: of black-box attacks, for each row.
         seed: of the attacks.

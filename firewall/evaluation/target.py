@@ -39,7 +39,7 @@ class Target(Protocol):
 
     @property
     def classes(self) -> int:
-        """How many."""
+        """Number of classes."""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -31,6 +31,19 @@ class Classifier(nn.Module, ABC):
         """[N, C, H, W] float32 in [0, 1] to logits and features. Eval mode, no dropout."""
 
 
+class LogitsOnly(nn.Module):
+    """A classifier without its features, as attacks take a network: [N, C, H, W] to [N, K]."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits of images in [0, 1]."""
+        logits: Tensor = self.classifier(x).logits
+        return logits
+
+
 @runtime_checkable
 class Bounded(Protocol):
     """A classifier that can say how far its logits move while its input stays in a box."""

@@ -1,4 +1,4 @@
-"""Matrix products."""
+"""MatMul, Gemm and Einsum, with the transpositions and factors of their attributes."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Replay:
         self._next = 0
 
     def ready(self) -> bool:
-        """Return True."""
+        """Return True: what was recorded can always be asked."""
         return True
 
     def infer(self, wire: Array, deadline: float | None, *, scores_only: bool = False) -> Answers:

@@ -224,19 +224,34 @@ class CompiledGuard:
 
     def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
         """Both tiers on every row: log-probabilities [N, K] and statistics [N, Dc + De]."""
-        log_probabilities: list[Floats] = []
-        statistics: list[Floats] = []
-        for start in range(0, len(wire), batch):
-            part = np.ascontiguousarray(wire[start : start + batch])
-            cheap = self.cheap(part)
-            if self.has_expensive:
-                expensive = self.expensive(part, cheap, np.arange(len(part)))
-                log_probabilities.append(expensive.log_probabilities)
-                statistics.append(np.hstack([cheap.statistics, expensive.statistics]))
-            else:
-                log_probabilities.append(log_softmax(cheap.logits))
-                statistics.append(cheap.statistics)
-        return np.concatenate(log_probabilities), np.concatenate(statistics)
+        return both_tiers(self, wire, batch)
+
+
+def both_tiers(guard: GuardGraphs, wire: Array, batch: int) -> tuple[Floats, Floats]:
+    """Run both tiers of a guard on every row.
+
+    Args:
+        guard: of either kind.
+        wire: [N, *input shape].
+        batch: rows at a time.
+
+    Returns:
+        Log-probabilities [N, K] and statistics [N, Dc + De].
+
+    """
+    log_probabilities: list[Floats] = []
+    statistics: list[Floats] = []
+    for start in range(0, len(wire), batch):
+        part = np.ascontiguousarray(wire[start : start + batch])
+        cheap = guard.cheap(part)
+        if guard.has_expensive:
+            expensive = guard.expensive(part, cheap, np.arange(len(part)))
+            log_probabilities.append(expensive.log_probabilities)
+            statistics.append(np.hstack([cheap.statistics, expensive.statistics]))
+        else:
+            log_probabilities.append(log_softmax(cheap.logits))
+            statistics.append(cheap.statistics)
+    return np.concatenate(log_probabilities), np.concatenate(statistics)
 
 
 def _check_rows(tier: str, rows: int, *arrays: Floats) -> None:

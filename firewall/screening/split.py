@@ -30,11 +30,11 @@ from firewall.screening.classifier import (
     SeparateClassifier,
     check_answers,
 )
-from firewall.screening.compiled import CheapResult, ExpensiveResult, Floats
+from firewall.screening.compiled import CheapResult, ExpensiveResult, Floats, both_tiers
 from firewall.screening.graph_limits import BATCH_ROWS, check_tensors
 from firewall.screening.local_model import FEATURE, LocalModel
 from firewall.screening.preprocess import images_to_wire
-from firewall.screening.scores import Scores, log_softmax
+from firewall.screening.scores import Scores
 from firewall.screening.session import Device, open_session
 from firewall.screening.span import Span
 
@@ -158,19 +158,7 @@ class SplitGuard:
 
     def both(self, wire: Array, batch: int = 16) -> tuple[Floats, Floats]:
         """Log-probabilities [N, K] and statistics [N, D] of every row."""
-        log_probabilities: list[Floats] = []
-        statistics: list[Floats] = []
-        for start in range(0, len(wire), batch):
-            part = np.ascontiguousarray(wire[start : start + batch])
-            cheap = self.cheap(part)
-            if not self.has_expensive:
-                log_probabilities.append(log_softmax(cheap.logits))
-                statistics.append(cheap.statistics)
-                continue
-            expensive = self.expensive(part, cheap, np.arange(len(part)))
-            log_probabilities.append(expensive.log_probabilities)
-            statistics.append(np.hstack([cheap.statistics, expensive.statistics]))
-        return np.concatenate(log_probabilities), np.concatenate(statistics)
+        return both_tiers(self, wire, batch)
 
     def _ask_views(self, views: Floats, deadline: float | None) -> Answers:
         flat = images_to_wire(views.reshape(-1, *views.shape[2:]), self._spec)

@@ -82,7 +82,7 @@ class Answer:
 
     @property
     def log_probabilities(self) -> npt.NDArray[np.float32]:
-        """[N, K]."""
+        """Log-probabilities of `logits`, [N, K]; NaN in a row that is not finite."""
         return log_softmax(self.logits)
 
     @property

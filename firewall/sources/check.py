@@ -18,6 +18,7 @@ from PIL import Image
 from firewall.bundle.spec import InputSpec, Preprocessing, ScoreSpec
 from firewall.decoding.decode import Target, decode_to
 from firewall.errors import ConfigError, FirewallError
+from firewall.protocol.tensors import TensorInfo
 from firewall.screening.classifier import Answers, Array
 from firewall.screening.preprocess import to_wire
 from firewall.screening.scores import Scores, log_softmax
@@ -385,8 +386,6 @@ def _confidences(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def _with(spec: InputSpec, size: Size, normalisation: Normalisation) -> InputSpec:
-    from firewall.protocol.tensors import TensorInfo
-
     return spec_of(TensorInfo(spec.name, spec.datatype, ()), size, normalisation)
 
 

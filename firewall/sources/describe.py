@@ -199,9 +199,7 @@ def preprocessing(size: Size, options: SourceOptions, hints: Hints) -> Preproces
 
 def label_count(options: SourceOptions) -> int | None:
     """How many classes the owner says that there are; None where nothing is said."""
-    if options.labels is None:
-        return options.classes
-    return len(_names(options.labels))
+    return None if options.labels is None else len(_names(options.labels))
 
 
 def read_labels(options: SourceOptions, hints: Hints, classes: int) -> tuple[str, ...]:

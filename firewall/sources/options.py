@@ -77,7 +77,6 @@ class SourceOptions:
         output: name of the output with the class scores.
         activation: what the scores are.
         labels: file with a class name a line.
-        classes: how many, where a served model does not say it.
         resize: pixels of an image's shorter side before the crop.
         fit: whether images are cropped to the shape, or squashed into it.
         checkpoint: weights of a timm model.
@@ -97,7 +96,6 @@ class SourceOptions:
     output: str | None = None
     activation: Activation | None = None
     labels: Path | None = None
-    classes: int | None = None
     resize: int | None = None
     fit: Fit | None = None
     checkpoint: Path | None = None

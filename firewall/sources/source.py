@@ -201,14 +201,9 @@ def embed(
     wire: Array = rng.uniform(0, 1, (rows, *source.row_shape)).astype(
         {"UINT8": np.uint8, "FP16": np.float16, "FP32": np.float32}[spec.datatype]
     )
-    tapped, tensors, features = add_taps(plain, source.output.name, wire)
-    kept = [tap for tap in tensors if wanted is None or tap in wanted]
-    taps = {tensors[tap]: FEATURE + tap for tap in kept}
-    return Embedded(
-        prepare(tapped, source.row_shape, names, taps),
-        tuple(kept),
-        {tap: features[tap] for tap in kept},
-    )
+    tapped, tensors, features = add_taps(plain, source.output.name, wire, wanted)
+    taps = {tensor: FEATURE + tap for tap, tensor in tensors.items()}
+    return Embedded(prepare(tapped, source.row_shape, names, taps), tuple(tensors), features)
 
 
 def pass_through(source: Source, wire: Array) -> tuple[TensorSpec, ...]:

@@ -5,7 +5,7 @@ A tap is pooled over places or tokens to [N, C] inside the graph, so that what l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,10 @@ _MAX_FEATURES = 8192
 
 
 def add_taps(
-    model: onnx.ModelProto, output: str, wire: npt.NDArray[np.generic]
+    model: onnx.ModelProto,
+    output: str,
+    wire: npt.NDArray[np.generic],
+    wanted: Collection[str] | None = None,
 ) -> tuple[onnx.ModelProto, dict[str, str], dict[str, tuple[int, ...]]]:
     """Pool features of a graph, where any can be found.
 
@@ -41,13 +44,18 @@ def add_taps(
         model: the graph, with fixed sizes; not changed.
         output: name of the class scores.
         wire: [N, ...] rows on which shapes are looked at.
+        wanted: taps that stages read; None pools all that there are.
 
     Returns:
         The graph with the pooled tensors; their names by tap; and the shape of one row's features
         by tap.
 
     """
-    places = _places(model, output)
+    places = {
+        tap: tensor
+        for tap, tensor in _places(model, output).items()
+        if wanted is None or tap in wanted
+    }
     shapes = _shapes(model, list(places.values()), wire)
     made = onnx.ModelProto()
     made.CopyFrom(model)

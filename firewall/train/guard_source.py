@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
 from firewall.evaluation.target import BundleTarget
 from firewall.guard.assemble import assemble
-from firewall.guard.classifier import Classifier
+from firewall.guard.classifier import Classifier, LogitsOnly
 from firewall.guard.compile import compile_split
 from firewall.guard.graph import Guard
 from firewall.guard.parity import check_row_independence, check_split
@@ -292,7 +293,7 @@ class _Maker:
         y = (
             truth[rows][: effort.rows]
             if truth is not None
-            else _said(bundle, target, wire[: effort.rows], plan.checked.scores)
+            else _said(bundle, target, wire[: effort.rows])
         )
         request = Request(
             "quick", "linf", self._settings.radius, self._settings.seed, self._rate,
@@ -323,7 +324,7 @@ class _Maker:
         """Networks of an attacker's own: the one that is given, or one that the guard teaches."""
         if stand_in is not None:
             assert self._options.surrogate is not None
-            return ((self._options.surrogate.stem, _LogitsOf(stand_in)),)
+            return ((self._options.surrogate.stem, LogitsOnly(stand_in)),)
         self._progress("training an attacker's surrogate on what the guard answers")
         spec = self._plan.spec
         rows = self._parts["fit"][:_SURROGATE_ROWS]
@@ -413,7 +414,7 @@ class _Maker:
                 "threat_model": ThreatModel(norm="linf", radius=settings.radius, evaluated=()),
                 "promised_rate": self._rate,
                 "provenance": Provenance(
-                    created=provenance()["date"],
+                    created=datetime.now(UTC).isoformat(timespec="seconds"),
                     producer=f"robustness-firewall {__version__}",
                     recipe=_digest_of(self.inputs()),
                     seed=settings.seed,
@@ -502,7 +503,8 @@ def plan_stages(
     gradient = budget.gradient_seconds(gradients, x)
     teaching = budget.teaching_for(60 * settings.minutes * _TEACHING, gradient, len(wire))
     chosen = settings.stages or default_stages(taps, teaching)
-    about = budget.LESSON_STEPS * (teaching.epochs + 1) * teaching.rows * gradient
+    passes = teaching.epochs if any(one.plugin == "residual-cnn" for one in chosen.stages) else 1
+    about = budget.LESSON_STEPS * passes * teaching.rows * gradient
     effort = f" on forgeries of {teaching.rows} images, about {about:.0f} s"
     return _Stages(chosen, teaching.rows, effort)
 
@@ -571,18 +573,6 @@ def read_stand_in(options: SourceOptions, plan: Plan, wire: npt.NDArray[Any]) ->
     return LiftedClassifier(source.graph((source.output.name,)), source.output.name, scores, spec)
 
 
-class _LogitsOf(torch.nn.Module):
-    """Logits alone, as attacks take a network."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classifier(x).logits
-        return logits
-
-
 def _state_name(surrogates: tuple[tuple[str, torch.nn.Module], ...]) -> str:
     """Folder of an evaluation's shards: another surrogate is another evaluation."""
     total = hashlib.sha256()
@@ -602,13 +592,15 @@ def _lifted(plan: Plan, embedded: Embedded) -> LiftedClassifier:
     )
 
 
-def _said(
-    bundle: Bundle, target: BundleTarget, wire: npt.NDArray[Any], scores: Scores
-) -> npt.NDArray[np.int64]:
+def _said(bundle: Bundle, target: BundleTarget, wire: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """What the classifier says of clean images, where nobody knows better."""
     upstream = None if target.upstream is None else target.upstream()
-    graphs = open_graphs(bundle, classifier=upstream)
-    said: npt.NDArray[np.int64] = graphs.cheap(wire).logits.argmax(axis=1).astype(np.int64)
+    try:
+        logits = open_graphs(bundle, classifier=upstream).cheap(wire).logits
+    finally:
+        if upstream is not None:
+            upstream.close()
+    said: npt.NDArray[np.int64] = logits.argmax(axis=1).astype(np.int64)
     return said
 
 

@@ -198,6 +198,24 @@ def test_the_bundle_is_attacked_and_evaluated_like_any_other(
     assert "--mean: does not apply" in refused.stderr
 
 
+def test_a_folder_of_images_is_data_of_an_evaluation(guarded: Guarded, tmp_path: Path) -> None:
+    """Its classes are the classifier's own answers where no folders name them."""
+    few = photographs(tmp_path / "photos", 6, seed=12)
+    for target, flags in ((guarded.bundle, ()), (guarded.file, ("--preset", "caffe-bgr"))):
+        done = command(
+            "evaluate", str(target), "--data", str(few), "--suite", "quick", "--steps", "2",
+            "--queries", "5", "--out", str(tmp_path / target.name), "--json", *flags,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "own answers are taken for the classes" in done.stderr
+        result = json.loads(done.stdout)
+        assert result["n"] == 6
+        assert result["clean"]["accuracy"]["value"] == 1.0
+        # As the bundle promises, and not the command's own default.
+        if target == guarded.bundle:
+            assert result["policy"]["false_positive_rate"] == 0.05
+
+
 def test_it_is_calibrated_anew_on_other_images(guarded: Guarded, tmp_path: Path) -> None:
     fewer = photographs(tmp_path / "photos", 40, seed=3)
     done = CliRunner().invoke(

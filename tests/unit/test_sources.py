@@ -10,7 +10,9 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from PIL import Image
 
+from firewall.bundle.spec import InputSpec, Preprocessing, ScoreSpec
 from firewall.errors import ConfigError
 from firewall.evaluation.onnx_target import OnnxTarget
 from firewall.guard.wire_input import WireInput
@@ -18,6 +20,7 @@ from firewall.screening.local_model import LocalModel
 from firewall.screening.preprocess import add_to_wire, check_values, to_wire
 from firewall.screening.scores import Scores, log_softmax
 from firewall.screening.wire_pixels import pixels as pixels_of
+from firewall.sources.check import check_reference
 from firewall.sources.options import SourceOptions
 from firewall.sources.plan import Plan, inspect
 from firewall.sources.source import embed, open_source
@@ -202,8 +205,6 @@ def test_folders_named_after_classes_give_accuracy_and_find_a_wrong_preset(
         top = int(_logits(plan)[at].argmax())
         folder = tmp_path / "sorted" / str(top)
         folder.mkdir(parents=True, exist_ok=True)
-        from PIL import Image
-
         Image.fromarray(image).save(folder / name)
     assert plan_of(path, right, tmp_path / "sorted").accuracy == 1.0
     wrong = plan_of(path, SourceOptions(preset="tf"), tmp_path / "sorted")
@@ -216,6 +217,29 @@ def _logits(plan: Plan) -> np.ndarray:
     classifier = plan.source.open()
     answers = classifier.infer(to_wire(plan.images.pixels, plan.spec), None).scores
     return plan.checked.scores.logits(answers)
+
+
+def test_a_description_is_compared_with_the_sources_own_preprocessing() -> None:
+    """A stand-in for a Hugging Face processor: centre of a resized image, -1 to 1."""
+    spec = InputSpec(channels=3, height=64, width=64, low=-1.0, high=1.0)
+    crop = Preprocessing(resize=72)
+
+    def processor(image: np.ndarray) -> np.ndarray:
+        small = Image.fromarray(image).resize((96, 72), Image.Resampling.BILINEAR)
+        unit = np.asarray(small.crop((16, 4, 80, 68)), np.float32) / 255
+        return unit.transpose(2, 0, 1) * 2 - 1
+
+    check_reference(processor, spec, crop, "its file")
+    wrong = {
+        "other colours": (lambda image: processor(image)[::-1], spec, crop),
+        "another range": (processor, spec.model_copy(update={"low": 0.0}), crop),
+        "another crop": (processor, spec, Preprocessing(resize=128)),
+        "squashed": (processor, spec, Preprocessing(resize=64, fit="squash")),
+        "another size": (lambda image: processor(image)[:, ::2], spec, crop),
+    }
+    for reference, described, prepared in wrong.values():
+        with pytest.raises(ConfigError, match="the description read from its file is not what"):
+            check_reference(reference, described, prepared, "its file")
 
 
 def test_taps_are_pooled_inside_the_graph(photos: Path, tmp_path: Path) -> None:
@@ -239,8 +263,6 @@ def test_log_probabilities_are_answered_in_the_classifiers_own_terms(
 ) -> None:
     if activation == "softmax" and shape == (1,):
         pytest.skip("one probability is no softmax")
-    from firewall.bundle.spec import ScoreSpec
-
     classes = max(2, int(np.prod(shape)))
     spec = ScoreSpec.model_validate({"activation": activation, "datatype": "FP64", "shape": shape})
     scores = Scores(spec, shape, classes)
