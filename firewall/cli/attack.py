@@ -94,7 +94,11 @@ def attack(
         ),
     ] = "image",
     surrogate: Annotated[
-        Path | None, typer.Option(help="For transfer: .onnx file of your own model, to forge on.")
+        Path | None,
+        typer.Option(
+            help="For transfer: .onnx file of your own model, to forge on; it takes what the "
+            "target takes."
+        ),
     ] = None,
     preset: Preset = None,
     mean: Mean = None,
@@ -286,8 +290,10 @@ def _surrogate(path: Path | None, spec: InputSpec) -> Any:
     if path is None:
         return None
     from firewall.evaluation.onnx_target import OnnxTarget
+    from firewall.sources.describe import options_of
 
-    return OnnxTarget.read(path, (spec.channels, spec.height, spec.width)).module()
+    shape = (spec.channels, spec.height, spec.width)
+    return OnnxTarget.read(path, shape, options_of(spec)).module()
 
 
 def _start(

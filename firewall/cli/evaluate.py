@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
+    from firewall.attack.victim import Victim
     from firewall.bundle.spec import InputSpec, Preprocessing
     from firewall.evaluation.request import Request
     from firewall.evaluation.target import Target
@@ -78,7 +80,10 @@ def evaluate(
     ] = 500,
     surrogate: Annotated[
         list[Path] | None,
-        typer.Option(help="For transfer attacks: .onnx file of a model to forge on; repeatable."),
+        typer.Option(
+            help="For transfer attacks: .onnx file of a model to forge on, which takes what the "
+            "target takes; repeatable. Of a served classifier the first lends its gradients."
+        ),
     ] = None,
     surrogate_data: Annotated[
         Path | None,
@@ -148,12 +153,12 @@ def evaluate(
             raise ConfigError("--jobs: a served classifier is asked by one process; leave it out")
         aim = bundle_target(bundle, where, surrogate or [])
         spec, prepared = bundle.manifest.input, bundle.manifest.preprocessing
-    if x is None or y is None:
-        x, y = read_pictures(data, spec, prepared, n, aim)
-    x, y = x[:n], y[:n]
     promised = aim.bundle.manifest.promised_rate if isinstance(aim, BundleTarget) else None
     if false_positive_rate is None and promised is not None:
         request = replace(request, rate=promised)
+    if x is None or y is None:
+        x, y = read_pictures(data, spec, prepared, n, aim.victim(request.rate), aim.labels)
+    x, y = x[:n], y[:n]
     if aim.note is not None:
         print(aim.note, file=sys.stderr, flush=True)
     done = run(
@@ -162,7 +167,7 @@ def evaluate(
         y,
         request,
         out,
-        surrogates=_surrogates(aim, request, surrogate or [], surrogate_data),
+        surrogates=_surrogates(aim, spec, request, surrogate or [], surrogate_data),
         provenance=provenance(),
         jobs=jobs,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
@@ -193,7 +198,12 @@ def evaluate(
 
 
 def read_pictures(
-    folder: Path, spec: InputSpec, preprocessing: Preprocessing, count: int, aim: Target
+    folder: Path,
+    spec: InputSpec,
+    preprocessing: Preprocessing,
+    count: int,
+    victim: Victim,
+    labels: Sequence[str],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Read a folder of images as data of an evaluation.
 
@@ -202,7 +212,8 @@ def read_pictures(
         spec: of what is attacked.
         preprocessing: of encoded images.
         count: images at most.
-        aim: answers for the classes, where the folders do not.
+        victim: answers for the classes, where the folders do not.
+        labels: names of the classes.
 
     Returns:
         Images [N, C, H, W] in [0, 1], and classes [N].
@@ -215,22 +226,24 @@ def read_pictures(
 
     images = read_images([folder], spec, preprocessing, count)
     x = images.pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    truth, _ = folder_labels(images, aim.labels)
+    truth, _ = folder_labels(images, labels)
     if truth is None:
         print("the classifier's own answers are taken for the classes", file=sys.stderr)
-        truth = aim.victim(0.05).judge(torch.from_numpy(x)).bare
+        truth = victim.judge(torch.from_numpy(x)).bare
     return x, truth
 
 
 def _surrogates(
-    target: Target, request: Request, files: list[Path], data: Path | None
+    target: Target, spec: InputSpec, request: Request, files: list[Path], data: Path | None
 ) -> tuple[tuple[str, nn.Module], ...]:
     """Networks of the attacker's own: given, or trained on data of his own."""
     from firewall.evaluation.onnx_target import OnnxTarget
     from firewall.evaluation.surrogates import trained_surrogates
+    from firewall.sources.describe import options_of
     from firewall.train.data import load_npz
 
-    found = [(path.stem, OnnxTarget.read(path, target.shape).module()) for path in files]
+    described = options_of(spec)
+    found = [(path.stem, OnnxTarget.read(path, target.shape, described).module()) for path in files]
     if data is not None:
         x, y = load_npz(data, "--surrogate-data")
         found += trained_surrogates(target, request, x, y)

@@ -124,7 +124,8 @@ def bundle_target(
     Args:
         bundle: checked.
         upstream: where its classifier is served; None where it is inside.
-        surrogates: .onnx files of stand-ins, of which the first gives gradients.
+        surrogates: .onnx files of stand-ins, which take what the classifier takes; the first gives
+            gradients.
 
     Raises:
         ConfigError: the bundle's classifier is elsewhere and nobody says where, or the other way
@@ -133,6 +134,7 @@ def bundle_target(
     """
     from firewall.evaluation.onnx_target import OnnxTarget
     from firewall.evaluation.target import BundleTarget
+    from firewall.sources.describe import options_of
     from firewall.upstream.client import Upstream
 
     manifest = bundle.manifest
@@ -153,7 +155,7 @@ def bundle_target(
     stand_in = None
     if surrogates:
         shape = (spec.channels, spec.height, spec.width)
-        stand_in = OnnxTarget.read(surrogates[0], shape).classifier()
+        stand_in = OnnxTarget.read(surrogates[0], shape, options_of(spec)).classifier()
     return BundleTarget(
         bundle,
         lambda: Upstream(

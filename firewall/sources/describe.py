@@ -197,6 +197,16 @@ def preprocessing(size: Size, options: SourceOptions, hints: Hints) -> Preproces
     return Preprocessing(resize=max(4, resize), fit=fit)
 
 
+def options_of(spec: InputSpec) -> SourceOptions:
+    """Say of another file what is known of an input: a stand-in takes what a classifier takes.
+
+    Datatype and layout are left to the file.
+    """
+    if spec.mean is not None and spec.std is not None:
+        return SourceOptions(mean=spec.mean, std=spec.std, channel_order=spec.channel_order)
+    return SourceOptions(value_range=(spec.low, spec.high), channel_order=spec.channel_order)
+
+
 def label_count(options: SourceOptions) -> int | None:
     """How many classes the owner says that there are; None where nothing is said."""
     return None if options.labels is None else len(_names(options.labels))

@@ -23,6 +23,7 @@ from firewall.bundle.spec import GuardSpec, InputSpec
 from firewall.bundle.store import Bundle, open_bundle, write_bundle
 from firewall.errors import CalibrationError, ConfigError, SampleTooSmall
 from firewall.evaluation.measure import false_positives
+from firewall.evaluation.onnx_target import OnnxTarget
 from firewall.evaluation.provenance import provenance
 from firewall.evaluation.report import write_report
 from firewall.evaluation.request import Request
@@ -43,11 +44,11 @@ from firewall.screening.preprocess import images_to_wire, to_wire
 from firewall.screening.scores import Scores
 from firewall.screening.selftest import SelfTest
 from firewall.screening.split import SplitGuard
-from firewall.sources import check
+from firewall.sources.describe import options_of
 from firewall.sources.lifting import check_lift
 from firewall.sources.options import SourceOptions
 from firewall.sources.plan import Plan, Progress
-from firewall.sources.source import Embedded, Source, embed, open_source
+from firewall.sources.source import Embedded, embed
 from firewall.stages import RAW, Evidence
 from firewall.stages.registry import Registry
 from firewall.train import budget
@@ -234,7 +235,7 @@ class _Maker:
             gradients = _lifted(plan, embedded)
             check_lift(gradients, self._local(embedded), spec, scores, wire["held-out"])
         elif self._options.surrogate is not None:
-            gradients = read_stand_in(self._options, plan, wire["fit"])
+            gradients = read_stand_in(self._options, plan)
         taps = () if embedded is None else embedded.taps
         chosen = plan_stages(self._settings, spec, taps, gradients, wire["fit"])
         guard = assemble(chosen.spec, self._registry, gradients if embedded is not None else None)
@@ -277,7 +278,7 @@ class _Maker:
         wire = to_wire(pixels, spec)
         stand_in: Classifier | None = None
         if self._options.surrogate is not None:
-            stand_in = read_stand_in(self._options, plan, wire)
+            stand_in = read_stand_in(self._options, plan)
         upstream = (lambda: plan.source.open(self._names)) if plan.kind == "remote" else None
         target = BundleTarget(bundle, upstream, stand_in if plan.kind == "remote" else None)
         surrogates = self._surrogates(target, stand_in)
@@ -541,36 +542,23 @@ def answered_evidence(guard: Guard, classifier: SeparateClassifier, scores: Scor
     return look
 
 
-def read_stand_in(options: SourceOptions, plan: Plan, wire: npt.NDArray[Any]) -> LiftedClassifier:
+def read_stand_in(options: SourceOptions, plan: Plan) -> LiftedClassifier:
     """Open a surrogate: it takes what the classifier takes, and knows the same classes.
 
     Raises:
         ConfigError: it does not.
 
     """
-    path = options.surrogate
+    path, spec = options.surrogate, plan.spec
     assert path is not None
-    own = SourceOptions(
-        shape=(plan.spec.channels, plan.spec.height, plan.spec.width), layout=plan.spec.layout
-    )
-    source = open_source(str(path), own, None)
-    if source.row_shape != plan.spec.shape:
+    shape = (spec.channels, spec.height, spec.width)
+    images = plan.images.pixels[:16].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    found = OnnxTarget.read(path, shape, options_of(spec), torch.from_numpy(images))
+    if found.classes != len(plan.labels):
         raise ConfigError(
-            f"--surrogate: {path} takes {list(source.row_shape)}; the classifier takes "
-            f"{list(plan.spec.shape)}"
+            f"--surrogate: {path} knows {found.classes} classes; the classifier {len(plan.labels)}"
         )
-    opened = source.open()
-    try:
-        answers = opened.infer(wire[:8].astype(_numpy_type(source)), None).scores
-    finally:
-        opened.close()
-    scores = check.read_scores(answers, source.output.name, own, len(plan.labels))
-    if scores.classes != len(plan.labels):
-        raise ConfigError(
-            f"--surrogate: {path} knows {scores.classes} classes; the classifier {len(plan.labels)}"
-        )
-    spec = plan.spec.model_copy(update={"datatype": source.input.datatype})
-    return LiftedClassifier(source.graph((source.output.name,)), source.output.name, scores, spec)
+    return found.classifier()
 
 
 def _state_name(surrogates: tuple[tuple[str, torch.nn.Module], ...]) -> str:
@@ -628,10 +616,6 @@ def _sign(out: Path, draft: Bundle, result: dict[str, Any], signer: Signer) -> s
     files["evaluation.json"] = json.dumps(built, indent=1, allow_nan=False).encode()
     files["MODEL_CARD.md"] = render(manifest, calibration, built).encode()
     return write_bundle(out, manifest, files, signer)
-
-
-def _numpy_type(source: Source) -> Any:
-    return {"UINT8": np.uint8, "FP16": np.float16, "FP32": np.float32}[source.input.datatype]
 
 
 def _digest_of(body: dict[str, Any]) -> str:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from firewall.bundle.signing import user_signer
 from firewall.bundle.store import open_bundle
 from firewall.cli.app import app
+from firewall.cli.upstream import bundle_target
 from firewall.errors import ConfigError
 from firewall.screening.load import load_guard
 from firewall.screening.policy import Policy
@@ -146,6 +148,15 @@ def test_every_command_takes_the_upstream(behind: Behind, tmp_path: Path) -> Non
         str(behind.stand_in), "--out", str(tmp_path / "forged.npy"), "--json", *where,
     )  # fmt: skip
     assert white.returncode == 0, white.stderr
+    opened = open_bundle(behind.bundle, {user_signer().public})
+    settings = UpstreamSettings.parse(behind.url)
+    victim = bundle_target(opened, settings, [behind.stand_in]).victim(0.05)
+    x = torch.from_numpy(pixels(8, seed=21).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    with torch.no_grad():
+        lent = victim.logits(x).softmax(dim=1).numpy()
+    assert np.allclose(
+        lent, behind.model.answer(to_wire(pixels(8, seed=21), opened.manifest.input)), atol=1e-4
+    )
     again = command("calibrate", bundle, str(behind.photos), "--out", str(tmp_path / "new"), *where)
     assert again.returncode == 0, again.stderr
     monitor = command(
