@@ -30,7 +30,7 @@ from firewall.bundle.signing import Signer, user_signer
 from firewall.screening.preprocess import to_wire
 from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
-from firewall.train.photographs import crops, split, wheel_photographs
+from firewall.train.photographs import crops, wheel_photographs
 from tests.support.peers import PREPARED, Prepare, Prepared, free_ports
 from tests.support.peers import environment as peer_environment
 
@@ -231,7 +231,7 @@ def image_servers(folder: Path, net: Path) -> list[Server]:
     bundle, key = image_bundle(folder)
     cheap = folder / "image-cheap.toml"
     cheap.write_text("paranoia = 1\n")
-    pixels, _ = crops(split(wheel_photographs())["held-out"], 8, recipe.SIDE, recipe.SEED + 200)
+    pixels, _ = crops(wheel_photographs(), 2, recipe.SIDE, recipe.SEED + 200)
     tensors = [tensor[None] for tensor in to_wire(pixels, recipe.INPUT)]
     messages = [grpc_tensor(recipe.NAME, recipe.INPUT.name, tensor) for tensor in tensors]
     binary = [rest_tensor(recipe.NAME, recipe.INPUT.name, tensor) for tensor in tensors]

@@ -19,7 +19,7 @@ from benchmarks.load import (
 )
 from benchmarks.requests import PREDICT, grpc_image, http_request, jpeg, rest_image
 from firewall.train import default_recipe as recipe
-from firewall.train.photographs import crops, split, wheel_photographs
+from firewall.train.photographs import crops, wheel_photographs
 
 #: Clients that send photographs: half of them over each protocol.
 CLIENTS = 8
@@ -33,7 +33,7 @@ _ACCEPTABLE = {"OK", "PERMISSION_DENIED"}
 
 def photographs() -> list[bytes]:
     """JPEG files of several sizes."""
-    held_out = split(wheel_photographs())["held-out"]
+    held_out = wheel_photographs()
     files = []
     for side in SIDES:
         pixels, _ = crops(held_out, 4, side, recipe.SEED + 200)

@@ -25,7 +25,7 @@ from firewall.screening.preprocess import to_wire
 from firewall.screening.session import open_session
 from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
-from firewall.train.photographs import crops, split, wheel_photographs
+from firewall.train.photographs import crops, wheel_photographs
 
 WARM = 20
 #: Side of the JPEG files in pixels: larger than the classifier's input, so they are scaled down.
@@ -41,10 +41,10 @@ def in_process(folder: Path, requests: int) -> tuple[list[dict[str, Any]], Path]
     net = folder / "image-net.onnx"
     net.write_bytes(graph)
     torch.set_num_threads(1)
-    photographs = split(wheel_photographs())["held-out"]
-    pixels, _ = crops(photographs, 24, recipe.SIDE, recipe.SEED + 200)
+    photographs = wheel_photographs()
+    pixels, _ = crops(photographs, 5, recipe.SIDE, recipe.SEED + 200)
     wire = to_wire(pixels, recipe.INPUT)
-    large, _ = crops(photographs, 12, SIDE, recipe.SEED + 200)
+    large, _ = crops(photographs, 2, SIDE, recipe.SEED + 200)
     files = [jpeg(one) for one in large]
     calibration = Calibration.from_json(bundle.files["calibration.json"])
     found = []

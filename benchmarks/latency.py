@@ -3,13 +3,16 @@
     python -m benchmarks.latency [--requests 400]
 
 In one process, one row a request, bare and guarded in turn on the same clean crops, sessions with
-the same threads and options. Writes `benchmarks/results/latency/result.json`.
+the same threads and options. Then served: eight clients before `firewall serve`, and before a gRPC
+server that runs the bare classifier, in turn on one core. Writes
+`benchmarks/results/latency/result.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.contenders import OURS, PLAIN, image_servers, started
 from benchmarks.environment import environment
+from benchmarks.load import closed, generators
 from benchmarks.running import resident_mib
 from firewall.bundle.signing import Signer
 from firewall.bundle.store import open_bundle
@@ -36,17 +41,18 @@ from firewall.screening.session import open_session
 from firewall.screening.verdict import Verdict
 from firewall.train import default_recipe as recipe
 from firewall.train.default_bundle import build_default
-from firewall.train.efficientnet import EfficientNetLite0
-from firewall.train.photographs import cat, crops, split, wheel_photographs
+from firewall.train.efficientnet import EfficientNetLite
+from firewall.train.photographs import cat, crops, wheel_photographs
 from tests.support.served import FREE_PORTS
 
 OUT = Path(__file__).parent / "results" / "latency" / "result.json"
+CLIENTS = 8
 
 
 class Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.classifier = EfficientNetLite0()
+        self.classifier = EfficientNetLite()
 
     def forward(self, wire: Tensor) -> Tensor:
         return self.classifier(wire).logits
@@ -57,6 +63,7 @@ def summary(seconds: np.ndarray) -> dict[str, float]:
     return {
         "p50_ms": float(np.quantile(seconds, 0.5) * 1e3),
         "p95_ms": float(np.quantile(seconds, 0.95) * 1e3),
+        "p99_ms": float(np.quantile(seconds, 0.99) * 1e3),
         "mean_ms": float(seconds.mean() * 1e3),
     }
 
@@ -98,9 +105,39 @@ def paired(
     figures["rejected_share"] = rejected / len(order)
     figures["ratio"] = {
         key.removesuffix("_ms"): figures["guarded"][key] / figures["bare"][key]
-        for key in ("p50_ms", "p95_ms", "mean_ms")
+        for key in ("p50_ms", "p95_ms", "p99_ms", "mean_ms")
     }
     return figures
+
+
+def served(folder: Path, net: Path, rounds: int, seconds: float) -> dict[str, Any]:
+    """Eight clients who wait for each answer, before either server on its own core, in turn."""
+    servers = {one.name: one for one in image_servers(folder, net)}
+    figures: dict[str, list[dict[str, float]]] = {PLAIN: [], OURS: []}
+    own, other = sorted(os.sched_getaffinity(0))[:2]
+    with generators(1, {other}) as pool:
+        for number in range(rounds):
+            for name in (PLAIN, OURS) if number % 2 else (OURS, PLAIN):
+                place = folder / f"{number}-{name == OURS}"
+                place.mkdir()
+                with started(servers[name], place, own) as (_, target):
+                    pool.submit(closed, target, CLIENTS, 3.0).result()
+                    answered = pool.submit(closed, target, CLIENTS, seconds).result()
+                done = answered.of("OK") + answered.of("PERMISSION_DENIED")
+                figures[name].append(
+                    summary(np.array(done)) | {"requests_per_second": len(done) / seconds}
+                )
+                print(f"{name}: {figures[name][-1]}", file=sys.stderr)
+    ratios = {
+        key: float(
+            np.median([a[key] / b[key] for a, b in zip(figures[OURS], figures[PLAIN], strict=True)])
+        )
+        for key in ("requests_per_second", "p50_ms", "p99_ms")
+    }
+    return {
+        "clients": CLIENTS, "rounds": rounds, "seconds": seconds, "bare": figures[PLAIN],
+        "guarded": figures[OURS], "ratio": ratios,
+    }  # fmt: skip
 
 
 def start_up(bundle: Path, signer: Signer, folder: Path) -> dict[str, float]:
@@ -149,18 +186,22 @@ def main() -> None:
     calibration = Calibration.from_json(bundle.files["calibration.json"])
     graph = export(Bare().eval(), {"wire": example(recipe.INPUT, 2)}, ["logits"])
     torch.set_num_threads(1)
-    photographs = split(wheel_photographs())["held-out"]
-    pixels, _ = crops(photographs, 24, recipe.SIDE, recipe.SEED + 200)
+    pixels, _ = crops(wheel_photographs(), 5, recipe.SIDE, recipe.SEED + 200)
     wire = to_wire(pixels, recipe.INPUT)
     runs = []
     for threads in (1, 2):
         print(f"{arguments.requests} requests with {threads} threads", file=sys.stderr)
         runs.append(paired(bundle.files, calibration, graph, wire, threads, arguments.requests))
         print(json.dumps(runs[-1]), file=sys.stderr)
+    with tempfile.TemporaryDirectory() as name:
+        net = Path(name) / "net.onnx"
+        net.write_bytes(graph)
+        by_clients = served(Path(name), net, rounds=4, seconds=15.0)
     result = {
         "environment": measured_in,
         "recipe": recipe.digest(),
         "in_process": runs,
+        "served": by_clients,
         "start": {key: float(np.median([one[key] for one in starts])) for key in starts[0]}
         | {"runs": len(starts)},
     }

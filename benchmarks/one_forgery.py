@@ -23,10 +23,12 @@ import torch
 from PIL import Image
 
 from benchmarks.environment import environment
-from benchmarks.imagenet_default import Lite1, say
+from benchmarks.imagenet_default import say
 from firewall.bundle.signing import Signer
+from firewall.guard.classifier import LogitsOnly
 from firewall.guard.compile import export
 from firewall.train.default_bundle import build_default
+from firewall.train.efficientnet import EfficientNetLite
 from tests.support.served import FREE_PORTS
 
 OUT = Path(__file__).parent / "results" / "one-forgery" / "result.json"
@@ -120,7 +122,9 @@ def main() -> None:
 
     Image.fromarray(data.chelsea()).save(cat)
     lite1 = work / "lite1.onnx"
-    lite1.write_bytes(export(Lite1(), {"x": torch.rand(2, 3, 224, 224)}, ["logits"]))
+    lite1.write_bytes(
+        export(LogitsOnly(EfficientNetLite(1)), {"x": torch.rand(2, 3, 224, 224)}, ["logits"])
+    )
     trust = ("--trust", str(key))
     surrogate = ("--surrogate", str(lite1))
     rows = [

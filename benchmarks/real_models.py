@@ -114,7 +114,8 @@ def sentence(done: subprocess.CompletedProcess[str], folder: Path) -> str:
     lines = [line for line in done.stderr.splitlines() if not line.startswith("[")]
     if any(line.startswith("Traceback") for line in lines):
         return "TRACEBACK " + lines[-1][:300]
-    return " ".join(lines)[:400].replace(str(folder) + "/", "")
+    said = [line for line in lines if line.startswith("firewall: ")]
+    return " ".join(said or lines)[:400].replace(str(folder) + "/", "")
 
 
 def measure(file: Path, photographs: Path, minutes: str) -> dict[str, Any]:

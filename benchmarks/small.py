@@ -16,7 +16,7 @@ from firewall.bundle.signing import Signer
 from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.guard.compile import export
 from firewall.stages.registry import Registry
-from firewall.train.build import Data, Identity, build
+from firewall.train.build import ByRows, Data, Identity, build
 from firewall.train.data import load_idx
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import NetworkSpec, make_network
@@ -107,15 +107,13 @@ def small_bundle(small: Small, folder: Path, signer: Signer, guard: GuardSpec = 
         guard_spec=guard,
         input_spec=InputSpec(name="image", channels=1, height=28, width=28),
         preprocessing=Preprocessing(resize=28),
-        escalation=0.15,
         data=Data(
             fit=take(2000),
-            part_a=take(1500),
-            part_b=take(1500),
             held_out=take(1000),
             held_out_groups=np.arange(1000),
             names={"part-a": ("fashion-mnist " + "0" * 64,)},
         ),
+        calibrate=ByRows(take(1500), take(1500), escalation=0.15),
         signer=signer,
         registry=Registry.discover(),
     )

@@ -38,6 +38,7 @@ from firewall.generate.grid import write_grid
 from firewall.stages import RAW, Evidence, Lesson, forger
 from firewall.stages.registry import Registry
 from firewall.train.data import load_idx
+from firewall.train.examples import make_examples
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import NetworkSpec, make_network
 from firewall.train.objectives import Standard
@@ -153,7 +154,10 @@ def denoisers(
         return Evidence(raw=at, logits={RAW: out.logits}, features=out.features)
 
     registry = Registry.discover()
-    lesson = Lesson(x=x, label=label, radius=RADIUS, look=look, forge=forger(RADIUS, 7))
+    lesson = Lesson(
+        x=x, label=label, radius=RADIUS, look=look, forge=forger(RADIUS, 7),
+        examples=lambda: make_examples(lambda at: classifier(at).logits, x, label, RADIUS, 480, 0),
+    )  # fmt: skip
     stages: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda at: at}
     for name in ("super-resolution", "ape-gan", "learned"):
         stage: Any = registry.build("denoiser", name, {})

@@ -32,6 +32,7 @@ from firewall.stages import (
     Denoiser,
     Detector,
     Evidence,
+    Examples,
     Fittable,
     Learner,
     Lesson,
@@ -113,6 +114,7 @@ def _lesson(stage: nn.Module) -> Lesson:
         radius=0.05,
         look=lambda seen: _evidence(stage, seen),
         forge=forger(0.05, 3),
+        examples=lambda: Examples(x, (x + 0.05 * x.flip(3).sub(0.5).sign()).clamp(0.0, 1.0)),
     )
 
 

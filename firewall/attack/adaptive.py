@@ -1,8 +1,8 @@
 """The attacker who knows the guard: fool the classifier and evade every statistic, at once.
 
 One objective over the graphs that are served (Carlini, Wagner 2017, arXiv:1705.07263; Tramèr et al.
-2020, arXiv:2002.08347): a margin to be gained and, for each active statistic, a hinge on how far it
-is over the value up to which the guard looks away. Two ways to combine them:
+2020, arXiv:2002.08347): a margin to be gained, and how far the statistics are over what the guard
+lets pass: a hinge on each, or on their learnt combination. Two ways to combine them:
 
 - `weighted`: their sum, with a weight for each row that grows while the row is caught and shrinks
   while it does not fool;
@@ -16,7 +16,7 @@ has evaded. The way through both tiers has to fool the ensemble and keep every s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,51 +26,124 @@ from firewall.attack.losses import margin
 from firewall.attack.norms import Linf, Norm
 from firewall.attack.served_guard import ServedGuard
 from firewall.screening.calibration import Cascade
+from firewall.screening.row_rule import Column
 
 Way = Literal["cheap", "both"]
 Combination = Literal["weighted", "orthogonal"]
+#: Knots of a calibrated score as an attacker follows it.
+_KNOTS = 33
+
+
+class Excess(Protocol):
+    """By how much rows are over what passes, [N], 0 or more, with gradients."""
+
+    def __call__(self, statistics: Tensor, place: Tensor) -> Tensor:
+        """Compute it.
+
+        Args:
+            statistics: [N, D'] on the way.
+            place: [N] of the class that each row is to be taken for, among those with a promise of
+                their own; all 0 where there is one promise.
+
+        """
 
 
 @dataclass(frozen=True)
-class Evasion:
-    """Up to where each statistic may go on one way through the guard.
+class Hinges:
+    """A hinge on each statistic: sharing what passes equally among them is sufficient to pass.
 
     Attributes:
-        way: which tiers are passed.
-        ceilings: [K', D'] of the statistics on that way, the cheap ones first, for an image that
-            the classifier gives each class; the last row stands for all classes beyond.
+        ceilings: [K', D'] up to where each statistic may go, by class.
         scales: [D'] by which excesses are made comparable.
 
     """
 
-    way: Way
     ceilings: Tensor
     scales: Tensor
 
+    def __call__(self, statistics: Tensor, place: Tensor) -> Tensor:
+        """Sum the hinges."""
+        return torch.relu((statistics - self.ceilings[place]) / self.scales).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A hinge on the learnt combination itself: what one statistic spares, another may use.
+
+    Attributes:
+        lines: by statistic, its place, and values and weighted scores [J] at knots, with the slope
+            that goes on from the last.
+        ceilings: [K'] of the combination, by class.
+
+    """
+
+    lines: tuple[tuple[int, Tensor, Tensor, float], ...]
+    ceilings: Tensor
+
+    def __call__(self, statistics: Tensor, place: Tensor) -> Tensor:
+        """Sum the calibrated scores, between knots along straight lines."""
+        total = torch.zeros(len(statistics))
+        for column, values, scores, slope in self.lines:
+            x = statistics[:, column]
+            right = torch.searchsorted(values, x.detach().contiguous()).clamp(1, len(values) - 1)
+            low, high = values[right - 1], values[right]
+            # Below the least value there is nothing to gain.
+            share = ((x - low) / (high - low).clamp_min(1e-9)).clamp_min(0.0)
+            inner = scores[right - 1] + share * (scores[right] - scores[right - 1])
+            total = total + torch.where(
+                x > values[-1], scores[-1] + slope * (x - values[-1]), inner
+            )
+        return torch.relu(total - self.ceilings[place])
+
+
+@dataclass(frozen=True)
+class Evasion:
+    """What passes on one way through the guard.
+
+    Attributes:
+        way: which tiers are passed.
+        excess: of rows on that way.
+        classes: how many classes have a promise of their own; the last stands for those beyond.
+
+    """
+
+    way: Way
+    excess: Excess
+    classes: int = 1
+
     @classmethod
     def of(cls, guard: ServedGuard, cascade: Cascade, way: Way) -> Evasion:
-        """Ceilings that make the guard accept: every p-value large enough for the sum.
-
-        A cascade accepts what it sums to less than a threshold. Sharing the threshold equally
-        among the statistics is not the only way to stay below, but it is a sufficient one.
-        """
+        """What makes the guard accept: a combination below its threshold."""
         calibration = guard.calibration
+        totals = np.array([cascade.doubt_ceiling]) if way == "cheap" else cascade.score_ceilings
+        # A little below: a p-value on the threshold is caught.
+        totals = 0.95 * totals
+        if calibration.combination == "learnt":
+            columns = cascade.columns("cheap" if way == "cheap" else "every")
+            ceilings = torch.tensor(totals, dtype=torch.float32)
+            return cls(way, Combined(tuple(_line(one) for one in columns), ceilings), len(totals))
         part = calibration.part_a
         if way == "cheap":
-            count, columns = calibration.cheap, calibration.cheap
-            totals = np.array([cascade.doubt_ceiling])
+            count, width = calibration.cheap, calibration.cheap
         else:
-            count, columns = len(cascade.names), part.shape[1]
-            totals = cascade.score_ceilings
-        # A little below: a p-value on the threshold is caught.
-        least_p = cascade.equal_p(0.95 * totals, count)
-        ceilings = np.quantile(part[:, :columns], 1.0 - np.minimum(1.0, least_p), axis=0)
-        scales = np.maximum(part[:, :columns].std(axis=0), 1e-6)
-        return cls(
-            way,
-            torch.tensor(ceilings, dtype=torch.float32),
-            torch.tensor(scales, dtype=torch.float32),
+            count, width = len(cascade.names), part.shape[1]
+        least_p = cascade.equal_p(totals, count)
+        quantiles = np.quantile(part[:, :width], 1.0 - np.minimum(1.0, least_p), axis=0)
+        scales = np.maximum(part[:, :width].std(axis=0), 1e-6)
+        hinges = Hinges(
+            torch.tensor(quantiles, dtype=torch.float32), torch.tensor(scales, dtype=torch.float32)
         )
+        return cls(way, hinges, len(totals))
+
+
+def _line(column: Column) -> tuple[int, Tensor, Tensor, float]:
+    """A column's score as straight lines between knots, which has a gradient everywhere."""
+    body = [value for value in column.reference if value <= column.cut]
+    at = sorted({body[round(share * (len(body) - 1))] for share in np.linspace(0, 1, _KNOTS)})
+    # A value just above a knot has the knot itself below it.
+    values = torch.tensor([at[0] - 1.0, *at] if len(at) == 1 else at)
+    scores = torch.tensor([column.score(float(value)) for value in values])
+    return column.place, values, scores, column.weight * column.slope
 
 
 @dataclass(frozen=True)
@@ -161,14 +234,13 @@ class Adaptive:
         else:
             seen = guard(point)
             logits, statistics = seen.log_probabilities, seen.statistics
-        ceilings = evasion.ceilings
-        if len(ceilings) > 1:
+        place = torch.zeros(len(label), dtype=torch.int64)
+        if evasion.classes > 1:
             # What passes depends on the class that it is to be taken for.
             theirs = logits.detach().clone()
             theirs[torch.arange(len(label)), label] = -torch.inf
-            ceilings = ceilings[theirs.argmax(dim=1).clamp_max(len(ceilings) - 1)]
-        over = (statistics - ceilings) / evasion.scales
-        return margin(logits, label), torch.relu(over).sum(dim=1)
+            place = theirs.argmax(dim=1).clamp_max(evasion.classes - 1)
+        return margin(logits, label), evasion.excess(statistics, place)
 
     def _direction(self, delta: Tensor, gained: Tensor, excess: Tensor, weight: Tensor) -> Tensor:
         capped = gained.clamp_max(self.confidence)

@@ -18,6 +18,10 @@ from firewall.attack.norms import Linf, Norm
 
 #: [N, C, H, W] in [0, 1] to logits [N, K].
 Model = Callable[[Tensor], Tensor]
+#: Gradient and images, both [N, C, H, W], to the direction of a step, in [-1, 1].
+Shape = Callable[[Tensor, Tensor], Tensor]
+#: Images [N, C, H, W] in [0, 1], and draws, to images of that shape and range.
+Through = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class GradientAttack:
         loss: what is raised; cross-entropy, towards or away from the label, when None.
         stops: leave a row as soon as it fools. Faster, and nearer to the clean image; without it a
             forgery is as confident as the steps make it.
+        shape: the direction of a step from its gradient, in place of the norm's.
+        through: what happens to the images before the model sees them, drawn anew at each step.
 
     """
 
@@ -47,6 +53,8 @@ class GradientAttack:
     momentum: float = 0.0
     loss: Loss | None = None
     stops: bool = False
+    shape: Shape | None = None
+    through: Through | None = None
 
     def __call__(
         self, model: Model, x: Tensor, label: Tensor, *, aimed: bool = False, seed: int = 0
@@ -104,7 +112,8 @@ class GradientAttack:
         rows = torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             delta.requires_grad_(True)
-            logits = model(x + delta)
+            seen = x + delta
+            logits = model(seen if self.through is None else self.through(seen, generator))
             # A sum, so that no row's gradient depends on how many there are.
             (gradient,) = torch.autograd.grad(loss(logits, label).sum(), delta)
             if self.stops:
@@ -120,7 +129,10 @@ class GradientAttack:
                 size = gradient.flatten(1).abs().mean(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
                 past = self.momentum * past + gradient / size
                 gradient = past
-            moved = delta.detach() + self.step * self.norm.direction(gradient)
+            direction = (
+                self.norm.direction(gradient) if self.shape is None else self.shape(gradient, x)
+            )
+            moved = delta.detach() + self.step * direction
             delta = self._inside(x, moved)
         found = (x + delta.detach()).clamp(0.0, 1.0)
         if not self.stops:

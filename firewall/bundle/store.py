@@ -158,6 +158,10 @@ def open_bundle(path: Path, trusted: TrustedKeys | Collection[str]) -> Bundle:
         BundleError: the class and the text say what is wrong with which file.
 
     """
+    if path.is_dir() and not any((path / name).exists() for name in (MANIFEST, SIGNATURE)):
+        raise BundleAltered(
+            f"{path}: not a bundle, it holds no {MANIFEST}; firewall guard makes one at its --out"
+        )
     sizes = _listing(path)
     for name in (MANIFEST, SIGNATURE):
         if name not in sizes:
@@ -205,7 +209,9 @@ def _listing(path: Path) -> dict[str, int]:
     except FileNotFoundError as error:
         raise BundleMissing(f"{path}: no such directory") from error
     except NotADirectoryError as error:
-        raise BundleMissing(f"{path}: a bundle is a directory") from error
+        raise BundleMissing(
+            f"{path}: a bundle is a directory, as firewall guard makes one at its --out"
+        ) from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
     return sizes

@@ -383,10 +383,22 @@ def bundle_verify(
     print(f"  digest {opened.digest}\n  signer {opened.signer}")
 
 
-@bundle_app.command("default", hidden=True)
-def bundle_default() -> None:
+@bundle_app.command("default")
+def bundle_default(
+    witness: Annotated[
+        bool,
+        typer.Option(
+            help="With EfficientNet-Lite2 as a second network that looks at every image; it speaks "
+            "where the policy says paranoia = 3, and takes the extra `witness`."
+        ),
+    ] = False,
+) -> None:
     """Build the default bundle if it is not cached, and print its path."""
-    print(default_bundle(lambda step: print(f"firewall: {step}", file=sys.stderr, flush=True)))
+
+    def say(step: str) -> None:
+        print(f"firewall: {step}", file=sys.stderr, flush=True)
+
+    print(default_bundle(say, witness=witness))
 
 
 def _print_story(told: Story) -> None:
@@ -404,6 +416,10 @@ def _print_story(told: Story) -> None:
     table.add_row("the cat", bare_clean, f"{clean['verdict']}: {label}")
     table.add_row(
         "the forgery, 4/255", bare, f"{forged['verdict']}: {', '.join(forged['reasons'])}"
+    )
+    saved = story["forged_jpeg"]
+    table.add_row(
+        "the forgery saved as JPEG 75", "", f"{saved['verdict']}: {', '.join(saved['reasons'])}"
     )
     table.add_row("the forgery, monitor mode", bare, story["monitor"]["verdict"])
     console = Console()

@@ -16,6 +16,9 @@ import typer
 
 from firewall.cli.shared import default_bundle_in_a_process
 
+#: Of the default bundle.
+DEFAULT_POLICY = Path(__file__).parents[1] / "core" / "policy.toml"
+
 
 def serve(**flags: Any) -> None:
     """Serve bundles over gRPC and REST until stopped.
@@ -32,7 +35,11 @@ def serve(**flags: Any) -> None:
     from firewall.serve.settings import Settings
 
     settings = Settings.load(given, config)
-    bundles = list(settings.bundles) or [default_bundle_in_a_process()]
+    bundles = list(settings.bundles)
+    if not bundles:
+        bundles = [default_bundle_in_a_process()]
+        if settings.policy is None:
+            settings = settings.model_copy(update={"policy": DEFAULT_POLICY})
     if number is not None and folder is not None:
         shared = RunFolder(folder)
         _share_metrics(shared)

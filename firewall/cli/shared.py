@@ -39,14 +39,14 @@ PolicyFile = Annotated[
 ]
 
 
-def default_bundle(progress: Any) -> Path:
+def default_bundle(progress: Any, *, witness: bool = False) -> Path:
     """Return the path of the default bundle. Build it if it is missing, which imports torch."""
     from firewall.bundle.signing import trusted_keys, user_signer
     from firewall.bundle.store import open_bundle
     from firewall.errors import BundleError, BundleMissing, BundleUntrusted
     from firewall.train.default_recipe import cached_path
 
-    path = cached_path()
+    path = cached_path(witness)
     try:
         open_bundle(path, trusted_keys())
         return path
@@ -64,7 +64,7 @@ def default_bundle(progress: Any) -> Path:
             "the default bundle is not built yet, which needs more packages: "
             "pip install 'robustness-firewall[train,demo]', then firewall demo"
         ) from error
-    build_default(path, user_signer(), progress)
+    build_default(path, user_signer(), progress, witness=witness)
     return path
 
 

@@ -52,6 +52,13 @@ def forge(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> Forgery:
     return Forgery(rounded, *classify(classifier, rounded))
 
 
+def jpeg(pixels: npt.NDArray[np.uint8], quality: int = 75) -> bytes:
+    """Encode as most pictures on the web are, with loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode without loss."""
     buffer = io.BytesIO()

@@ -42,16 +42,17 @@ def draw(
     enlarged = np.clip(128 + GAIN * difference, 0, 255).astype(np.uint8)
     height, width = original.shape[0] * _SCALE, original.shape[1] * _SCALE
     line = 24
-    caption_height = line * max(len(caption) for caption in captions) + 12
+    font = ImageFont.load_default(size=17)
+    wrapped = [_wrapped(caption, font, width) for caption in captions]
+    caption_height = line * max(len(caption) for caption in wrapped) + 12
     sheet = Image.new(
         "RGB",
         (3 * width + 4 * _MARGIN, height + 2 * _MARGIN + caption_height),
         (255, 255, 255),
     )
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=17)
     for number, (pixels, caption) in enumerate(
-        zip((original, enlarged, forged), captions, strict=True)
+        zip((original, enlarged, forged), wrapped, strict=True)
     ):
         left = _MARGIN + number * (width + _MARGIN)
         panel = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
@@ -63,3 +64,20 @@ def draw(
         sheet.save(path, "PNG", optimize=True)
     except OSError as error:
         raise ConfigError(f"--picture: {path} cannot be written: {error.strerror}") from error
+
+
+def _wrapped(
+    caption: Caption, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> Caption:
+    """Break lines that are wider than a panel, between words."""
+    lines: Caption = []
+    for text, good in caption:
+        line = ""
+        for word in text.split():
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width:
+                lines.append((line, good))
+                longer = word
+            line = longer
+        lines.append((line, good))
+    return lines

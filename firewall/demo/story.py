@@ -12,11 +12,11 @@ from firewall.bundle.signing import trusted_keys
 from firewall.bundle.store import open_bundle
 from firewall.client import Client, Prediction
 from firewall.decoding.decode import decode_image
-from firewall.demo.forge import IGUANA, classify, forge, png
+from firewall.demo.forge import IGUANA, classify, forge, jpeg, png
 from firewall.demo.picture import GAIN, Caption, draw
 from firewall.demo.server import running
 from firewall.screening.verdict import Verdict
-from firewall.train.efficientnet import EfficientNetLite0
+from firewall.train.efficientnet import EfficientNetLite
 from firewall.train.photographs import cat
 
 
@@ -30,6 +30,7 @@ class Story:
     bare_label: str
     bare_probability: float
     forged: Prediction
+    forged_jpeg: Prediction
     monitored: Prediction
     picture: Path
     seconds: float
@@ -42,6 +43,7 @@ class Story:
             self.clean.verdict is Verdict.ACCEPT
             and self.fooled
             and self.forged.verdict is Verdict.REJECT
+            and self.forged_jpeg.verdict is Verdict.REJECT
             and self.monitored.verdict is Verdict.FLAG
         )
 
@@ -59,6 +61,10 @@ class Story:
                 "bare_probability": self.bare_probability,
                 "verdict": self.forged.verdict.value,
                 "reasons": list(self.forged.reasons),
+            },
+            "forged_jpeg": {
+                "verdict": self.forged_jpeg.verdict.value,
+                "reasons": list(self.forged_jpeg.reasons),
             },
             "monitor": {"verdict": self.monitored.verdict.value},
             "picture": str(self.picture),
@@ -84,11 +90,13 @@ def tell(bundle_path: Path, picture: Path, progress: Callable[[str], None]) -> S
         [clean] = client.predict([photograph])
         progress("forging the cat into an iguana, 20 steps within 4/255")
         original = decode_image(photograph, manifest.input, manifest.preprocessing)
-        classifier = EfficientNetLite0()
+        classifier = EfficientNetLite()
         bare_clean = classify(classifier, original)
         forgery = forge(classifier, original)
         progress("sending the forgery")
         [forged] = client.predict([png(forgery.pixels)])
+        progress("sending the forgery saved as JPEG 75")
+        [forged_jpeg] = client.predict([jpeg(forgery.pixels)])
     progress("sending the forgery to a server in monitor mode")
     with running(bundle_path, "--mode", "monitor") as address, Client(address) as client:
         [monitored] = client.predict([png(forgery.pixels)])
@@ -99,6 +107,7 @@ def tell(bundle_path: Path, picture: Path, progress: Callable[[str], None]) -> S
         bare_label=labels[forgery.label],
         bare_probability=forgery.probability,
         forged=forged,
+        forged_jpeg=forged_jpeg,
         monitored=monitored,
         picture=picture,
         seconds=time.monotonic() - start,
@@ -136,5 +145,9 @@ def _captions(story: Story) -> tuple[Caption, Caption, Caption]:
                 story.forged.verdict is Verdict.REJECT,
             ),
             (", ".join(story.forged.reasons), None),
+            (
+                f"saved as JPEG 75: {story.forged_jpeg.verdict.value}",
+                story.forged_jpeg.verdict is Verdict.REJECT,
+            ),
         ],
     )

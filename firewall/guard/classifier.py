@@ -6,7 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
+
+#: Added to a variance before its logarithm.
+POOL_FLOOR = 1e-8
 
 
 class ClassifierOutput(NamedTuple):
@@ -14,6 +18,13 @@ class ClassifierOutput(NamedTuple):
 
     logits: Tensor
     features: Mapping[str, Tensor]
+
+
+def pooled(values: Tensor) -> Tensor:
+    """[N, C, H, W] to [N, 2 C]: mean, and log of the standard deviation, of each channel."""
+    mean = values.mean(dim=(2, 3))
+    spread = (values - mean[:, :, None, None]).square().mean(dim=(2, 3))
+    return torch.cat([mean, 0.5 * torch.log(spread + POOL_FLOOR)], dim=1)
 
 
 class Classifier(nn.Module, ABC):

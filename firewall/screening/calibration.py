@@ -8,6 +8,11 @@ that is exchangeable with them (Vovk, Gammerman, Shafer, "Algorithmic Learning i
 2005; Bates et al., "Testing for outliers with conformal p-values", 2023): over draws of
 calibration data and a clean row, P(p <= rate) <= rate.
 
+Rows of part B that were made of one photograph are not independent of each other. Where their
+photographs are named, the unit of the promise is the photograph: each weighs one, however many
+rows it has, and P(p <= rate) <= rate over draws of photographs and of a row of a new one
+(hierarchical conformal prediction; Lee, Barber, Willett 2023, arXiv:2306.06342, theorem 1).
+
 The statistics of both parts are kept whole. So a policy that leaves a detector out gets its own
 cascade from the same data, and keeps the promise.
 
@@ -21,7 +26,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,17 +34,37 @@ import numpy.typing as npt
 
 from firewall.documents import parse_json
 from firewall.errors import BundleMalformed, CalibrationError, SampleTooSmall
-from firewall.screening.row_rule import Column, RowRule
+from firewall.screening.row_rule import CAP, Column, Ranks, RowRule
 
 Doubles = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
 Classes = npt.NDArray[np.int64]
 
-#: How p-values become one number. `fisher`: -sum(log p), for many detectors that each see a little
+#: How statistics become one number. `fisher`: -sum(log p), for many detectors that each see little
 #: (Fisher 1925). `harmonic`: -log of their harmonic mean, for one that sees all of it among others
 #: that see nothing (Wilson 2019, doi 10.1073/pnas.1814092116): in a sum the others drown it, since
-#: a p-value cannot be less than one over the calibration rows. Either is calibrated again.
-Combination = Literal["fisher", "harmonic"]
+#: a p-value cannot be less than one over the calibration rows. `learnt`: a sum of -log p with
+#: weights from forgeries, where -log p goes on in a straight line above part A's 90th percentile,
+#: as it does where the tail is exponential. Each is calibrated again.
+Combination = Literal["fisher", "harmonic", "learnt"]
+#: Combinations that take no forgeries.
+Untaught = Literal["fisher", "harmonic"]
+#: Share of part A below which a learnt combination reads -log p from part A's ranks.
+_BODY = 0.9
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a learnt combination, 0 or more, by detector.
+
+    Attributes:
+        cheap: [Dc] of the cheap detectors, where no other has spoken.
+        every: [D] of all detectors.
+
+    """
+
+    cheap: tuple[float, ...]
+    every: tuple[float, ...]
 
 
 def least_sample(rate: float) -> int:
@@ -68,7 +93,10 @@ class Calibration:
         guard_model: names of the detectors that ask a network of the guard's own.
         said_a: [nA] classes that the classifier names for part A, where the promise is by class.
         said_b: [nB], of part B.
-        combination: of p-values.
+        combination: of statistics.
+        weights: of a learnt combination, else None.
+        photographs: [nB] number of the photograph of each row of part B; None where each row is
+            one of its own.
 
     """
 
@@ -81,11 +109,14 @@ class Calibration:
     said_a: Classes | None = None
     said_b: Classes | None = None
     combination: Combination = "fisher"
+    weights: Weights | None = None
+    photographs: Classes | None = None
 
     def __post_init__(self) -> None:
         width = len(self.detectors)
-        if self.combination not in ("fisher", "harmonic"):
+        if self.combination not in ("fisher", "harmonic", "learnt"):
             raise CalibrationError(f"combination: {self.combination!r} is unknown")
+        self._check_weights(width)
         if not 0 <= self.cheap <= width:
             raise CalibrationError(f"cheap: {self.cheap} of {width} detectors")
         if not 0 < self.escalation <= 1:
@@ -103,6 +134,34 @@ class Calibration:
         ):
             if said is not None and (said.shape != (len(part),) or said.min() < 0):
                 raise CalibrationError(f"{name}: expected a class for each of {len(part)} rows")
+
+        if self.photographs is not None:
+            if self.photographs.shape != (len(self.part_b),):
+                raise CalibrationError(f"photographs: expected one for each of {len(self.part_b)}")
+            if self.said_b is not None:
+                raise CalibrationError("photographs: a promise by class is made of single rows")
+
+    def _check_weights(self, width: int) -> None:
+        if (self.combination == "learnt") != (self.weights is not None):
+            raise CalibrationError("weights: a learnt combination has them, and no other")
+        if self.weights is None:
+            return
+        for name, found, count in (
+            ("cheap", self.weights.cheap, self.cheap),
+            ("every", self.weights.every, width),
+        ):
+            if len(found) != count or not all(0 <= one < math.inf for one in found):
+                raise CalibrationError(f"weights: {name} takes {count} numbers of 0 or more")
+
+    @property
+    def units(self) -> int:
+        """How many photographs, or rows, the promise is made from."""
+        return len(self.part_b if self.photographs is None else np.unique(self.photographs))
+
+    @property
+    def unit(self) -> str:
+        """What `units` counts."""
+        return "rows" if self.photographs is None else "photographs"
 
     @property
     def by_class(self) -> bool:
@@ -122,6 +181,12 @@ class Calibration:
         }
         if self.said_a is not None and self.said_b is not None:
             body |= {"said_a": self.said_a.tolist(), "said_b": self.said_b.tolist()}
+        if self.weights is not None:
+            body["weights"] = {
+                "cheap": list(self.weights.cheap), "every": list(self.weights.every)
+            }  # fmt: skip
+        if self.photographs is not None:
+            body["photographs"] = self.photographs.tolist()
         return json.dumps(body, allow_nan=False).encode()
 
     @classmethod
@@ -144,6 +209,8 @@ class Calibration:
                 said_a=_classes(body.get("said_a")),
                 said_b=_classes(body.get("said_b")),
                 combination=body.get("combination", "fisher"),
+                weights=_weights(body.get("weights")),
+                photographs=_classes(body.get("photographs")),
             )
         except (
             KeyError,
@@ -169,10 +236,11 @@ class Calibration:
 
         """
         need = least_sample(rate)
-        have = len(self.part_b)
+        have = self.units
         if have < need:
             raise SampleTooSmall(
-                f"false_positive_rate: {rate:g} cannot be promised from {have} calibration rows; "
+                f"false_positive_rate: {rate:g} cannot be promised from {have} calibration "
+                f"{self.unit}; "
                 f"it takes {need} in the second part (the least this sample can promise is "
                 f"{1 / (have + 1):.3g})"
             )
@@ -219,12 +287,18 @@ class Calibration:
         return group
 
     def least_group(self, rate: float) -> int:
-        """Rows of part B by which p-values are ranked, at least."""
+        """Units of part B by which p-values are ranked, at least."""
         if self.said_b is None:
-            return len(self.part_b)
+            return self.units
         groups = self.groups(rate)
         own = groups[np.minimum(self.said_b, len(groups) - 1)]
         return int(np.bincount(own, minlength=int(groups.max()) + 1).min())
+
+
+def _weights(found: Any) -> Weights | None:
+    if found is None:
+        return None
+    return Weights(*(tuple(float(one) for one in found[name]) for name in ("cheap", "every")))
 
 
 def _classes(found: object) -> Classes | None:
@@ -235,19 +309,17 @@ class Cascade:
     """A decision rule: cheap statistics, then all of them for the doubtful, then one p-value."""
 
     def __init__(self, calibration: Calibration, columns: Sequence[int], rate: float) -> None:
-        self._cheap = [column for column in columns if column < calibration.cheap]
-        self._all = list(columns)
         self.names = tuple(calibration.detectors[column] for column in columns)
         self.rate = rate
-        self._cheap_width = calibration.cheap
         self._combination = calibration.combination
         self._reference = np.sort(calibration.part_a, axis=0)
-        size = len(self._reference)
-        p = (1 + size - np.arange(size + 1)) / (size + 1)
-        #: What a statistic adds to the combination, by how many of part A lie below it.
-        self._weights = -np.log(p) if self._combination == "fisher" else 1.0 / p
+        self._table = self._make_table()
+        cheap = [column for column in columns if column < calibration.cheap]
+        weights = calibration.weights
+        self._cheap = self._columns(cheap, None if weights is None else weights.cheap)
+        self._every = self._columns(columns, None if weights is None else weights.every)
         #: False when every active detector is cheap.
-        self.has_expensive = len(self._all) > len(self._cheap)
+        self.has_expensive = len(self._every) > len(self._cheap)
         doubt = self.doubt(calibration.part_a[:, : calibration.cheap])
         # With no cheap detector active there is nothing to tell rows apart by: all escalate.
         self._threshold = (
@@ -262,20 +334,21 @@ class Cascade:
         self._group = calibration.groups(rate)
         said = np.zeros(len(clean), np.int64) if calibration.said_b is None else calibration.said_b
         group = self._group_of(said)
-        #: By group, part B's scores, rising.
-        self._scores = [np.sort(scores[group == one]) for one in range(self._group.max() + 1)]
+        unit = _unit_weights(calibration)
+        self._ranks = [
+            _ranks(scores[group == one], unit[group == one]) for one in range(self._group.max() + 1)
+        ]
         #: The same for one row at a time.
         self.rule = RowRule(
-            [Column(one, self._reference[:, one].tolist()) for one in columns],
-            len(self._cheap),
-            self._weights.tolist(),
+            self._cheap,
+            self._every,
             harmonic=self._combination == "harmonic",
             threshold=self._threshold if self.has_expensive else math.inf,
             groups=self._group.tolist(),
-            scores=[one.tolist() for one in self._scores],
+            ranks=self._ranks,
         )
         #: The share of part B that the cheap tier hands on.
-        self.escalated_share = float(escalated.mean())
+        self.escalated_share = float((escalated * unit).sum() / unit.sum())
         if self.has_expensive and rate > self.escalated_share:
             raise CalibrationError(
                 f"false_positive_rate: {rate:g} is over the {self.escalated_share:.3g} of clean "
@@ -293,12 +366,13 @@ class Cascade:
         """Combination of all active detectors below which an escalated row is accepted, by the
         class that the classifier names; the last entry stands for all classes beyond.
         """
-        ceilings: Doubles = np.array([self._ceiling(scores) for scores in self._scores])
+        ceilings: Doubles = np.array([self._ceiling(ranks) for ranks in self._ranks])
         return ceilings[self._group]
 
-    def _ceiling(self, scores: Doubles) -> float:
-        rank = math.floor(self.rate * (len(scores) + 1))
-        return float(scores[-rank]) - 1.0 if rank else math.inf
+    def _ceiling(self, ranks: Ranks) -> float:
+        total = 1 + ranks.above[0]
+        refused = [n for n, above in enumerate(ranks.above) if (1 + above) / total <= self.rate]
+        return ranks.scores[refused[0] - 1] - 1.0 if refused else math.inf
 
     def doubt(self, cheap: npt.NDArray[np.floating]) -> Doubles:
         """[N, Dc] cheap statistics to [N]: the combination of the active ones, 0 or more."""
@@ -327,11 +401,11 @@ class Cascade:
         """
         scores = doubt / (1.0 + doubt)
         if escalated.any():
-            scores[escalated] = 1.0 + self._combined(statistics, self._all)
+            scores[escalated] = 1.0 + self._combined(statistics, self._every)
         return scores
 
     def p_values(self, scores: Doubles, said: npt.NDArray[np.integer]) -> Doubles:
-        """Conformal p-values, in [1/(nB + 1), 1].
+        """Conformal p-values, in (0, 1].
 
         Args:
             scores: [N].
@@ -340,10 +414,11 @@ class Cascade:
         """
         p = np.empty(len(scores), np.float64)
         group = self._group_of(said)
-        for number, clean in enumerate(self._scores):
+        for number, ranks in enumerate(self._ranks):
             rows = group == number
-            below = np.searchsorted(clean, scores[rows], side="left")
-            p[rows] = (1 + len(clean) - below) / (len(clean) + 1)
+            below = np.searchsorted(np.array(ranks.scores), scores[rows], side="left")
+            above = np.array(ranks.above)
+            p[rows] = (1 + above[below]) / (1 + above[0])
         return p
 
     def _group_of(self, said: npt.NDArray[np.integer]) -> Classes:
@@ -361,7 +436,7 @@ class Cascade:
 
     def active_columns(self, width: int) -> list[int]:
         """Columns of the active detectors among the first `width`."""
-        return [column for column in self._all if column < width]
+        return [column.place for column in self._every if column.place < width]
 
     def equal_p(self, totals: Doubles, count: int) -> Doubles:
         """The p-value that each of `count` detectors may have for them to combine to a total."""
@@ -369,12 +444,45 @@ class Cascade:
         p: Doubles = np.exp(-each)
         return p
 
-    def _combined(self, statistics: npt.NDArray[np.floating], columns: Sequence[int]) -> Doubles:
+    def columns(self, way: Literal["cheap", "every"]) -> tuple[Column, ...]:
+        """How statistics become scores, of the cheap detectors alone or of all."""
+        return tuple(self._cheap if way == "cheap" else self._every)
+
+    def _make_table(self) -> list[float]:
+        """What a statistic adds to the combination, by how many of part A lie below it."""
+        size = len(self._reference)
+        p = (1 + size - np.arange(size + 1)) / (size + 1)
+        table: list[float] = (1.0 / p if self._combination == "harmonic" else -np.log(p)).tolist()
+        return table
+
+    def _columns(self, places: Sequence[int], weights: Sequence[float] | None) -> list[Column]:
+        found = []
+        for place in places:
+            values = self._reference[:, place]
+            column = Column(place, values.tolist(), self._table)
+            if weights is not None:
+                cut = int(_BODY * (len(values) - 1))
+                excess = float((values[cut:] - values[cut]).mean()) or float(values.std()) or 1.0
+                column = replace(
+                    column, weight=weights[place], cut=float(values[cut]),
+                    base=self._table[cut + 1], slope=1.0 / excess,
+                )  # fmt: skip
+            found.append(column)
+        return found
+
+    def _combined(self, statistics: npt.NDArray[np.floating], columns: Sequence[Column]) -> Doubles:
         if not columns:
             return np.zeros(len(statistics))
         total = np.zeros(len(statistics))
+        table = np.array(self._table)
         for column in columns:
-            total += self._weights[self._below(statistics, column)]
+            values = statistics[:, column.place].astype(np.float64)
+            score = table[self._below(statistics, column.place)]
+            beyond = values > column.cut
+            if beyond.any():
+                line = column.base + (values[beyond] - column.cut) * column.slope
+                score[beyond] = np.minimum(line, CAP)
+            total += column.weight * score
         if self._combination == "harmonic":
             return np.array([math.log(one / len(columns)) for one in total])
         return total
@@ -384,3 +492,18 @@ class Cascade:
         return np.searchsorted(
             self._reference[:, column], statistics[:, column].astype(np.float64), side="left"
         )
+
+
+def _unit_weights(calibration: Calibration) -> Doubles:
+    """[nB]: one over the number of rows of each row's photograph."""
+    if calibration.photographs is None:
+        return np.ones(len(calibration.part_b))
+    _, which, count = np.unique(calibration.photographs, return_inverse=True, return_counts=True)
+    weights: Doubles = 1.0 / count[which]
+    return weights
+
+
+def _ranks(scores: Doubles, weights: Doubles) -> Ranks:
+    order = np.argsort(scores, kind="stable")
+    above = np.concatenate([np.cumsum(weights[order][::-1])[::-1], [0.0]])
+    return Ranks(scores[order].tolist(), above.tolist())

@@ -66,6 +66,11 @@ class MonitorSpec(BaseModel):
     threshold: float = Field(
         allow_inf_nan=False, description="Rows with at least this score are refused."
     )
+    mode: Literal["enforce", "monitor"] = Field(
+        default="enforce",
+        description="`monitor` flags those rows and answers them, and no fault of the monitor "
+        "refuses a row.",
+    )
     config: dict[str, Any] = Field(default_factory=dict, description="Settings of the plugin.")
 
 
@@ -216,6 +221,10 @@ class Policy(BaseModel):
         if promised_rate is None or "false_positive_rate" in self.model_fields_set:
             return self
         return self.model_copy(update={"false_positive_rate": promised_rate})
+
+    def watches(self, monitor: MonitorSpec) -> bool:
+        """Whether rows that a monitor finds suspicious are flagged and answered."""
+        return "monitor" in (self.mode, monitor.mode)
 
     @property
     def certificates(self) -> bool:

@@ -54,6 +54,7 @@ def recalibrate(
         said_a=None if said is None else said[parts[0]],
         said_b=None if said is None else said[parts[1]],
         combination=before.combination,
+        weights=before.weights,
     )
 
 

@@ -11,19 +11,56 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: The highest calibrated score of one statistic.
+CAP = 60.0
+
 
 @dataclass(frozen=True)
 class Column:
-    """An active detector.
+    """How a statistic becomes a calibrated score.
 
     Attributes:
-        place: of its statistic among those of all detectors.
-        reference: its statistics of part A, rising.
+        place: of the statistic among those of all detectors.
+        reference: its values of part A, rising.
+        table: [nA + 1] score by how many of part A lie below a value.
+        cut: value from which on scores rise in a straight line; infinite where they do not.
+        base: score there.
+        slope: of that line.
+        weight: of the score in the sum.
 
     """
 
     place: int
     reference: list[float]
+    table: list[float]
+    weight: float = 1.0
+    cut: float = math.inf
+    base: float = 0.0
+    slope: float = 0.0
+
+    def score(self, value: float) -> float:
+        """The weighted score of a value."""
+        if value > self.cut:
+            return self.weight * min(self.base + (value - self.cut) * self.slope, CAP)
+        return self.weight * self.table[bisect_left(self.reference, value)]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Scores of part B that share a promise.
+
+    Attributes:
+        scores: rising.
+        above: [n + 1] units (rows, or photographs of several rows) from each place on.
+
+    """
+
+    scores: list[float]
+    above: list[float]
+
+    def p_value(self, score: float) -> float:
+        """Conformal p-value: the share of units that score as high, counting this one."""
+        return (1 + self.above[bisect_left(self.scores, score)]) / (1 + self.above[0])
 
 
 class RowRule:
@@ -31,36 +68,33 @@ class RowRule:
 
     def __init__(
         self,
-        columns: Sequence[Column],
-        cheap: int,
-        weights: list[float],
+        cheap: Sequence[Column],
+        every: Sequence[Column],
         *,
         harmonic: bool,
         threshold: float,
         groups: list[int],
-        scores: list[list[float]],
+        ranks: Sequence[Ranks],
     ) -> None:
         """Take the tables of a cascade.
 
         Args:
-            columns: active detectors, the cheap ones first.
-            cheap: how many of them are cheap.
-            weights: [nA + 1] what a statistic adds, by how many of part A lie below it.
+            cheap: active detectors of the cheap tier, weighted as they are without the others.
+            every: all active detectors, the cheap ones first.
             harmonic: whether the sum becomes the logarithm of a mean.
             threshold: doubt from which on a row is escalated.
             groups: of classes.
-            scores: by group, part B's, rising.
+            ranks: by group.
 
         """
-        self._cheap = [(column.place, column.reference) for column in columns[:cheap]]
-        self._all = [(column.place, column.reference) for column in columns]
-        self.cheap_places = tuple(column.place for column in columns[:cheap])
-        self.places = tuple(column.place for column in columns)
-        self._weights, self._harmonic = weights, harmonic
+        self._cheap, self._every = tuple(cheap), tuple(every)
+        self.cheap_places = tuple(column.place for column in cheap)
+        self.places = tuple(column.place for column in every)
+        self._harmonic = harmonic
         self.threshold = threshold
-        self._groups, self._scores = groups, scores
+        self._groups, self._ranks = groups, ranks
         #: Whether a p-value depends on the class that the classifier names.
-        self.asks_class = len(scores) > 1
+        self.asks_class = len(ranks) > 1
 
     def doubt(self, statistics: Sequence[float]) -> float:
         """Of the cheap statistics of a row: 0 or more."""
@@ -76,20 +110,17 @@ class RowRule:
         """
         if statistics is None:
             return doubt / (1.0 + doubt)
-        return 1.0 + self._combined(statistics, self._all)
+        return 1.0 + self._combined(statistics, self._every)
 
     def p_value(self, score: float, said: int) -> float:
-        """Conformal, in [1/(nB + 1), 1], of a row that the classifier calls `said`."""
+        """Conformal, of a row that the classifier calls `said`."""
         group = self._groups[min(said, len(self._groups) - 1)] if self.asks_class else 0
-        clean = self._scores[group]
-        return (1 + len(clean) - bisect_left(clean, score)) / (len(clean) + 1)
+        return self._ranks[group].p_value(score)
 
-    def _combined(
-        self, statistics: Sequence[float], columns: list[tuple[int, list[float]]]
-    ) -> float:
+    def _combined(self, statistics: Sequence[float], columns: tuple[Column, ...]) -> float:
         if not columns:
             return 0.0
-        total, weights = 0.0, self._weights
-        for place, reference in columns:
-            total += weights[bisect_left(reference, statistics[place])]
+        total = 0.0
+        for column in columns:
+            total += column.score(statistics[column.place])
         return math.log(total / len(columns)) if self._harmonic else total

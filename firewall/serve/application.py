@@ -155,7 +155,10 @@ def run(settings: Settings, bundles: Sequence[Path], worker: WorkerPlace | None 
         cores=usable_cores(),
         inference_threads=settings.inference_threads or usable_cores(),
         mode=policy.mode,
-        false_positive_rate=policy.false_positive_rate,
+        # Each model's own where the operator set none.
+        false_positive_rate={
+            entry.live.name: entry.live.guard.policy.false_positive_rate for entry in repository
+        },
         policy=policy.digest,
     )
     _return_memory()

@@ -71,10 +71,10 @@ class Monitors:
         ]  # fmt: skip
 
     def look(self, wire: npt.NDArray[Any], answer: Answer, client: str) -> Answer:
-        """Score the rows of an answer; rows at or over a threshold are refused as well.
+        """Score the rows of an answer; rows at or over a threshold are refused as well, or flagged.
 
         Rows that are not screened are not looked at. A monitor that fails is a fault of the rows,
-        and the policy's `on_fault` decides.
+        and the policy's `on_fault` decides; one that only watches changes nothing then.
 
         Args:
             wire: [N, *input shape], validated.
@@ -121,14 +121,18 @@ class Monitors:
         return scores
 
     def _decided(self, decision: Decision, spec: MonitorSpec, score: float | None) -> Decision:
-        refused = Verdict.FLAG if self._policy.mode == "monitor" else Verdict.REJECT
+        watches = self._policy.watches(spec)
+        refused = Verdict.FLAG if watches else Verdict.REJECT
         if score is None:
-            if self._policy.on_fault == "accept":
+            if self._policy.on_fault == "accept" or spec.mode == "monitor":
                 return decision
             return replace(decision, verdict=refused, reasons=(FAULT,))
         decision = replace(decision, statistics={**decision.statistics, spec.name: score})
         if score < spec.threshold or decision.fault:
             return decision
+        if watches and decision.verdict is Verdict.REJECT:
+            # What only watches takes nothing back.
+            return replace(decision, reasons=(*decision.reasons, spec.name))
         return replace(decision, verdict=refused, reasons=(spec.name, *decision.reasons))
 
 

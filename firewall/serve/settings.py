@@ -73,7 +73,10 @@ class Settings(BaseSettings):
         "the bundles of models whose names match NAME (* and ? allowed)."
     )  # fmt: skip
     policy: Path | None = _setting(
-        None, _MODELS, "Policy file (TOML); the default policy when not set."
+        None,
+        _MODELS,
+        "Policy file (TOML); the default policy when not set, which for the default "
+        "bundle also names a query monitor that flags and refuses nothing.",
     )
     mode: Literal["enforce", "monitor", "off"] | None = _setting(
         None, _MODELS, "Overrides the policy's mode: enforce, monitor or off."

@@ -1,17 +1,21 @@
 """Features inside a graph for detectors: what the classifier's last layer reads, and earlier ones.
 
-A tap is pooled over places or tokens to [N, C] inside the graph, so that what leaves it is small.
+Taps are pooled over places or tokens inside the graph, so that what leaves it is small: the last
+to each channel's mean, [N, C], earlier ones to mean and log of the standard deviation, [N, 2 C].
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
+
+from firewall.guard.classifier import POOL_FLOOR
 
 #: Name of the tap before the last layer.
 PENULTIMATE = "penultimate"
@@ -22,12 +26,14 @@ _AFTER_LAST = frozenset(
 )  # fmt: skip
 _LAYERS = frozenset({"Gemm", "MatMul", "Conv"})
 #: Depths at which taps are taken, in parts of the layers.
-_DEPTHS = (0.25, 0.5, 0.75)
+_DEPTHS = tuple((number + 1) / 7 for number in range(6))
 _FLOATS = {
     "tensor(float)": onnx.TensorProto.FLOAT,
     "tensor(float16)": onnx.TensorProto.FLOAT16,
     "tensor(double)": onnx.TensorProto.DOUBLE,
 }
+#: Opset from which on Sub takes tensors of other shapes.
+_BROADCASTS = 7
 #: Features of a tap, at most: of more, memory and time are not worth it.
 _MAX_FEATURES = 8192
 
@@ -73,8 +79,9 @@ def add_taps(
         if not 1 < width <= _MAX_FEATURES:
             continue
         seen.add(tensor)
-        names[tap] = _pool(made, tensor, tap, axes, _FLOATS[kind])
-        features[tap] = (width,)
+        spread = tap != PENULTIMATE and bool(axes) and _opset(model) >= _BROADCASTS
+        names[tap] = _pool(made, tensor, tap, axes, _FLOATS[kind], spread=spread)
+        features[tap] = (2 * width if spread else width,)
     return made, names, features
 
 
@@ -126,28 +133,50 @@ def _shapes(
     return found
 
 
-def _pool(model: onnx.ModelProto, tensor: str, tap: str, axes: Sequence[int], element: int) -> str:
-    """Append nodes that average a tensor over axes, as float32; returns the result's name."""
+def _opset(model: onnx.ModelProto) -> int:
+    return next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+
+
+def _pool(
+    model: onnx.ModelProto,
+    tensor: str,
+    tap: str,
+    axes: Sequence[int],
+    element: int,
+    *,
+    spread: bool,
+) -> str:
+    """Append nodes that pool a tensor over axes, as float32; returns the result's name."""
     graph = model.graph
-    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
-    name, prefix = tensor, f"firewall.{tap}"
+    opset = _opset(model)
+    prefix = f"firewall.{tap}"
+
+    def node(kind: str, result: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{prefix}.{result}"
+        graph.node.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def constant(result: str, value: npt.NDArray[np.generic]) -> str:
+        name = f"{prefix}.{result}"
+        graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def mean(result: str, of: str, *, keepdims: int) -> str:
+        if opset < 18:
+            return node("ReduceMean", result, of, axes=list(axes), keepdims=keepdims)
+        places = constant(f"{result}.axes", np.array(axes, np.int64))
+        return node("ReduceMean", result, of, places, keepdims=keepdims)
+
+    name = tensor
     if element != onnx.TensorProto.FLOAT:
-        graph.node.append(
-            helper.make_node("Cast", [name], [f"{prefix}.float"], to=onnx.TensorProto.FLOAT)
-        )
-        name = f"{prefix}.float"
-    if axes:
-        if opset >= 18:
-            graph.initializer.append(
-                numpy_helper.from_array(np.array(axes, np.int64), f"{prefix}.axes")
-            )
-            node = helper.make_node(
-                "ReduceMean", [name, f"{prefix}.axes"], [f"{prefix}.mean"], keepdims=0
-            )
-        else:
-            node = helper.make_node(
-                "ReduceMean", [name], [f"{prefix}.mean"], axes=list(axes), keepdims=0
-            )
-        graph.node.append(node)
-        name = f"{prefix}.mean"
-    return name
+        name = node("Cast", "float", name, to=onnx.TensorProto.FLOAT)
+    if not axes:
+        return name
+    if not spread:
+        return mean("mean", name, keepdims=0)
+    centred = node("Sub", "centred", name, mean("centre", name, keepdims=1))
+    variance = mean("variance", node("Mul", "squares", centred, centred), keepdims=0)
+    floor = constant("floor", np.array(POOL_FLOOR, np.float32))
+    log = node("Log", "log", node("Add", "floored", variance, floor))
+    half = node("Mul", "spread", log, constant("half", np.array(0.5, np.float32)))
+    return node("Concat", "pooled", mean("mean", name, keepdims=0), half, axis=1)

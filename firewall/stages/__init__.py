@@ -3,6 +3,7 @@
 A plugin imports from here and from nowhere else in `firewall`.
 """
 
+from firewall.errors import PluginError, StageFault
 from firewall.stages.bpda import with_surrogate
 from firewall.stages.contract import (
     API_VERSION,
@@ -10,6 +11,7 @@ from firewall.stages.contract import (
     Denoiser,
     Detector,
     Ensemble,
+    Examples,
     FitReport,
     Fittable,
     Forge,
@@ -31,14 +33,17 @@ __all__ = [
     "Detector",
     "Ensemble",
     "Evidence",
+    "Examples",
     "FitReport",
     "Fittable",
     "Forge",
     "Learner",
     "Lesson",
     "Needs",
+    "PluginError",
     "RowLoss",
     "StageConfig",
+    "StageFault",
     "Tier",
     "forger",
     "with_surrogate",

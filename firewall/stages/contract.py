@@ -90,6 +90,21 @@ class Forge(Protocol):
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Images as they arrive at a service.
+
+    Attributes:
+        benign: [M, C, H, W] clean images in [0, 1] after what photographs go through on their way:
+            JPEG, noise, resizing, ...
+        forged: [L, C, H, W] forgeries of the classifier, of many kinds, saved as they are sent.
+
+    """
+
+    benign: Tensor
+    forged: Tensor
+
+
+@dataclass(frozen=True)
 class Lesson:
     """What a stage that learns from forgeries may use, all of it on training data.
 
@@ -100,6 +115,7 @@ class Lesson:
         look: images [N, C, H, W] to evidence about them (raw, logits and features of `RAW`), with
             gradients: the classifier behind the guard.
         forge: the attacker.
+        examples: makes examples when first asked for, which takes as long as they are many.
 
     """
 
@@ -108,6 +124,7 @@ class Lesson:
     radius: float
     look: Callable[[Tensor], Evidence]
     forge: Forge
+    examples: Callable[[], Examples]
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from firewall.guard.classifier import Classifier
+from firewall.train.examples import gradients_each
 from firewall.train.source_stages import Teaching
 
 #: Steps of a lesson's forgeries.
@@ -28,6 +29,8 @@ _ENOUGH_ROWS = 30
 _LEAST_ROWS, _MOST_ROWS = 5, 100
 #: Images of a lesson, at least and at most.
 _LEAST_LESSON, _MOST_LESSON = 16, 400
+#: Forgeries that learning stages and the combination are fitted on, at least and at most.
+_LEAST_EXAMPLES, _MOST_EXAMPLES = 96, 1600
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,16 @@ def teaching_for(seconds: float, gradient: float, images: int) -> Teaching:
         images: that there are to learn from.
 
     """
-    affordable = seconds / max(gradient, 1e-6) / LESSON_STEPS
+    gradients = seconds / max(gradient, 1e-6)
+    examples = int(min(_MOST_EXAMPLES, max(_LEAST_EXAMPLES, gradients / gradients_each())))
+    affordable = gradients / LESSON_STEPS
     rows = min(images, _MOST_LESSON)
     # One pass for the features, and one an epoch for the pixels.
     epochs = int(min(8, affordable / max(1, rows) - 1))
     if epochs < 2:
         epochs = 2
         rows = int(min(rows, max(_LEAST_LESSON, affordable / 3)))
-    return Teaching(rows, epochs)
+    return Teaching(rows, epochs, examples)
 
 
 def effort_for(seconds: float, gradient: float, images: int) -> Effort:

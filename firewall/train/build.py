@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,9 @@ from firewall.evaluation.measure import false_positives
 from firewall.guard.assemble import assemble
 from firewall.guard.classifier import Classifier
 from firewall.guard.compile import compile_denoised, compile_embedded
+from firewall.guard.graph import Guard
 from firewall.guard.parity import check_denoised, check_parity, check_row_independence
-from firewall.screening.calibration import Calibration, Combination
+from firewall.screening.calibration import Calibration, Untaught
 from firewall.screening.compiled import CompiledGuard, GuardGraphs
 from firewall.screening.live import LiveGuard
 from firewall.screening.policy import Policy
@@ -51,8 +52,6 @@ class Data:
 
     Attributes:
         fit: by which stages are fitted.
-        part_a: reference of each statistic.
-        part_b: on which the combination is calibrated.
         held_out: on which the false-positive rate is measured.
         held_out_groups: [N] source of each held-out image.
         names: by part, "name sha256" of the files.
@@ -60,13 +59,68 @@ class Data:
     """
 
     fit: Pixels
-    part_a: Pixels
-    part_b: Pixels
     held_out: Pixels
     held_out_groups: npt.NDArray[np.intp]
     names: Mapping[str, tuple[str, ...]]
     #: [N] classes of `fit`; what the classifier says of them when left out.
     fit_labels: npt.NDArray[np.int64] | None = None
+
+
+class Calibrate(Protocol):
+    """How a compiled guard gets its calibration."""
+
+    def __call__(
+        self, guard: Guard, graphs: Mapping[str, bytes], compiled: CompiledGuard, spec: InputSpec
+    ) -> Calibration:
+        """Calibrate.
+
+        Args:
+            guard: as it was compiled.
+            graphs: its graphs, by name.
+            compiled: the same, opened.
+            spec: what clients send.
+
+        """
+
+
+@dataclass(frozen=True)
+class ByRows:
+    """Calibration on clean rows, each of which stands for itself.
+
+    Attributes:
+        part_a: [N, H, W, C] uint8, reference of each statistic.
+        part_b: [M, H, W, C] uint8, on which the combination is calibrated.
+        escalation: share of clean rows for the expensive tier.
+        by_class: whether the false-positive rate is promised to each class that the classifier
+            names, where calibration has enough of it.
+        combination: of the detectors' p-values.
+
+    """
+
+    part_a: Pixels
+    part_b: Pixels
+    escalation: float
+    by_class: bool = False
+    combination: Untaught = "fisher"
+
+    def __call__(
+        self, guard: Guard, graphs: Mapping[str, bytes], compiled: CompiledGuard, spec: InputSpec
+    ) -> Calibration:
+        """Compute the statistics of both parts by the compiled guard."""
+        part_a, part_b = to_wire(self.part_a, spec), to_wire(self.part_b, spec)
+        return Calibration(
+            detectors=tuple(guard.tier("cheap") + guard.tier("expensive")),
+            cheap=len(guard.tier("cheap")),
+            part_a=compiled.both(part_a)[1].astype(np.float64),
+            part_b=compiled.both(part_b)[1].astype(np.float64),
+            said_a=_said(compiled, part_a) if self.by_class else None,
+            said_b=_said(compiled, part_b) if self.by_class else None,
+            escalation=self.escalation,
+            combination=self.combination,
+            guard_model=tuple(
+                name for name, stage in guard.detectors.items() if isinstance(stage, Adopter)
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -94,15 +148,13 @@ def build(
     guard_spec: GuardSpec,
     input_spec: InputSpec,
     preprocessing: Preprocessing,
-    escalation: float,
     data: Data,
+    calibrate: Calibrate,
     signer: Signer,
     registry: Registry,
     reference: dict[str, Any] | None = None,
     members: Mapping[str, nn.Module] | None = None,
     smoothing: SmoothingSpec | None = None,
-    by_class: bool = False,
-    combination: Combination = "fisher",
     progress: Progress = lambda step: None,
 ) -> str:
     """Make a bundle; returns its digest.
@@ -114,16 +166,13 @@ def build(
         guard_spec: stages.
         input_spec: what clients send.
         preprocessing: of encoded images.
-        escalation: share of clean rows for the expensive tier.
         data: clean images.
+        calibrate: makes the calibration.
         signer: whose signature the bundle gets.
         registry: plugins.
         reference: evaluation of an earlier bundle of this recipe, for the model card.
         members: networks that stages may own, by name.
         smoothing: of certificates by randomised smoothing; None is none.
-        by_class: whether the false-positive rate is promised to each class that the classifier
-            names, where calibration has enough of it.
-        combination: of the detectors' p-values.
         progress: told each step.
 
     Raises:
@@ -158,21 +207,8 @@ def build(
     check_row_independence(guard, lambda rows: compiled.both(few[rows]), len(few))
     if before_votes is not None:
         check_denoised(classifier, before_votes, compiled, input_spec)
-    progress(f"calibrating on {len(data.part_a)} + {len(data.part_b)} images")
-    part_a, part_b = to_wire(data.part_a, input_spec), to_wire(data.part_b, input_spec)
-    calibration = Calibration(
-        detectors=tuple(guard.tier("cheap") + guard.tier("expensive")),
-        cheap=len(guard.tier("cheap")),
-        part_a=compiled.both(part_a)[1].astype(np.float64),
-        part_b=compiled.both(part_b)[1].astype(np.float64),
-        said_a=_said(compiled, part_a) if by_class else None,
-        said_b=_said(compiled, part_b) if by_class else None,
-        escalation=escalation,
-        combination=combination,
-        guard_model=tuple(
-            name for name, stage in guard.detectors.items() if isinstance(stage, Adopter)
-        ),
-    )
+    progress("calibrating")
+    calibration = calibrate(guard, graphs, compiled, input_spec)
     progress(f"measuring false positives on {len(data.held_out)} held-out images")
     held_out = measure_rows(
         compiled, calibration, to_wire(data.held_out, input_spec), bool(guard_spec.of("ensemble"))
@@ -181,7 +217,7 @@ def build(
         "held_out": false_positives(
             held_out.p_values,
             data.held_out_groups,
-            promisable({identity.promised_rate or 0.01, 0.05}, len(part_b)),
+            promisable({identity.promised_rate or 0.01, 0.05}, calibration.units),
         ),
         "reference": reference,
     }
@@ -278,7 +314,7 @@ def measure_rows(
 ) -> Measured:
     """A batch through the very code that serves."""
     # Scores and p-values are the same at every rate; one that cannot be promised would be refused.
-    [rate] = promisable({0.05}, len(calibration.part_b))
+    [rate] = promisable({0.05}, calibration.units)
     live = LiveGuard(
         compiled,
         calibration,

@@ -29,7 +29,7 @@ def render(manifest: Manifest, calibration: Calibration, evaluation: dict[str, A
 
     """
     reference = evaluation.get("reference")
-    lowest_rate = 1 / (len(calibration.part_b) + 1)
+    lowest_rate = 1 / (calibration.units + 1)
     template = _environment().get_template("model_card.md.jinja")
     return template.render(
         manifest=manifest,

@@ -16,85 +16,96 @@ from firewall.user_folders import cache_dir
 NAME = "efficientnet-lite0"
 SIDE = 224
 SEED = 20261123
-#: Crops of each photograph, in every part.
-CROPS = 24
 #: Share of clean rows that go on to the expensive tier.
-ESCALATION = 0.15
+ESCALATION = 0.08
 
 INPUT = InputSpec(name="input", channels=3, height=SIDE, width=SIDE)
 PREPROCESSING = Preprocessing(resize=256)
 
+#: Taps that the features detector reads, see `firewall.train.efficientnet`.
+TAPS = ("penultimate", *(f"depth-{number}" for number in range(1, 7)))
+
 GUARD = GuardSpec(
     stages=(
-        StageSpec(kind="denoiser", name="blur", plugin="gaussian-blur", config={"sigma": 1.3}),
         StageSpec(kind="denoiser", name="median", plugin="median"),
-        StageSpec(kind="denoiser", name="bit-depth", plugin="bit-depth", config={"bits": 3}),
-        StageSpec(kind="detector", name="feature-norm", plugin="feature-norm"),
-        StageSpec(kind="detector", name="noise-floor", plugin="noise-floor"),
+        StageSpec(kind="detector", name="pixels", plugin="core-pixels"),
         StageSpec(
             kind="detector",
-            name="chroma-floor",
-            plugin="noise-floor",
-            config={"component": "chroma"},
+            name="features",
+            plugin="core-features",
+            config={"taps": list(TAPS), "weights": NAME},
         ),
         StageSpec(
             kind="detector",
-            name="view-consistency",
-            plugin="view-consistency",
-            config={"views": ["blur", "median"]},
-        ),
-        StageSpec(
-            kind="detector",
-            name="feature-squeezing",
+            name="squeezing",
             plugin="feature-squeezing",
-            config={"views": ["bit-depth"], "distance": "symmetric-kl"},
+            config={"views": ["median"], "distance": "symmetric-kl"},
         ),
         StageSpec(kind="ensemble", name="log-average", plugin="log-average"),
     )
 )
 
+#: A second network that looks at the same image, for whoever asks for it: it speaks at paranoia 3.
+WITNESS = StageSpec(
+    kind="detector", name="witness", plugin="disagreement", config={"member": "efficientnet-lite2"}
+)
 
 #: The files that its stages come from, of the built-in plugins; those that are not here may change
 #: without making another bundle of it.
 STAGE_FILES = (
     "__init__.py",
+    "weights.py",
     "denoisers/__init__.py",
-    "denoisers/bit_depth.py",
-    "denoisers/gaussian_blur.py",
     "denoisers/median.py",
     "detectors/__init__.py",
-    "detectors/feature_norm.py",
+    "detectors/core_features.py",
+    "detectors/core_pixels.py",
+    "detectors/disagreement.py",
     "detectors/feature_squeezing.py",
-    "detectors/noise_floor.py",
-    "detectors/view_consistency.py",
     "ensembles/__init__.py",
     "ensembles/log_average.py",
     "ensembles/majority.py",
 )
 
 
-def digest() -> str:
-    """SHA-256 of what this recipe fixes: settings, the code of its stages, the crops."""
+def guard(witness: bool) -> GuardSpec:
+    """The stages, with the second network or without."""
+    if not witness:
+        return GUARD
+    cheap = [stage.name for stage in GUARD.stages].index("squeezing")
+    return GuardSpec(stages=(*GUARD.stages[:cheap], WITNESS, *GUARD.stages[cheap:]))
+
+
+def calibration_file(witness: bool) -> str:
+    """Name of the calibration as it ships, in the folder of weights."""
+    return f"{NAME}-witness.calibration.json" if witness else f"{NAME}.calibration.json"
+
+
+def digest(witness: bool = False) -> str:
+    """SHA-256 of what this recipe fixes: settings, the code and weights of its stages."""
+    shipped = (
+        "core-pixels.safetensors",
+        f"core-features-{NAME}.safetensors",
+        calibration_file(witness),
+    )
     body = {
         "stages": _source("firewall_plugins", *STAGE_FILES),
-        "photographs": _source("firewall.train", "photographs.py"),
+        "shipped": _source("firewall.core", *(f"weights/{name}" for name in shipped)),
         "name": NAME,
-        # Fields that are younger than the published results, which this recipe leaves alone.
-        "input": INPUT.model_dump(mode="json", exclude={"channel_order"}),
-        "preprocessing": PREPROCESSING.model_dump(mode="json", exclude={"fit"}),
-        "guard": GUARD.model_dump(mode="json"),
+        "input": INPUT.model_dump(mode="json"),
+        "preprocessing": PREPROCESSING.model_dump(mode="json"),
+        "guard": guard(witness).model_dump(mode="json"),
         "seed": SEED,
-        "crops": CROPS,
         "escalation": ESCALATION,
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def cached_path() -> Path:
+def cached_path(witness: bool = False) -> Path:
     """Where the default bundle lies, or will lie: of this recipe, made by this very code."""
     code = _source("firewall.guard") + _source("firewall.train") + _source("firewall.bundle")
     made_by = hashlib.sha256((__version__ + code).encode()).hexdigest()
-    return cache_dir() / "bundles" / f"{NAME}-{digest()[:12]}-{made_by[:12]}"
+    return cache_dir() / "bundles" / f"{NAME}-{digest(witness)[:12]}-{made_by[:12]}"
 
 
 def _source(package: str, *files: str) -> str:

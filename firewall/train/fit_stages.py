@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from torch import Tensor
 
 from firewall.bundle.spec import InputSpec
 from firewall.errors import EvidenceMissing
-from firewall.guard.classifier import Classifier
+from firewall.guard.classifier import Classifier, LogitsOnly
 from firewall.guard.graph import Guard
 from firewall.guard.wire_input import WireInput
-from firewall.stages import RAW, Denoiser, Evidence, Fittable, Learner, Lesson, forger
+from firewall.stages import RAW, Denoiser, Evidence, Examples, Fittable, Learner, Lesson, forger
+from firewall.train.examples import make_examples
 
 #: Of forgeries that stages learn from, where the threat model names no L-infinity radius.
 LESSON_RADIUS = 8 / 255
 _LESSON_STEPS = 7
+_EXAMPLES = 480
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Material:
         labels: [N] their classes; what the classifier says when None.
         radius: L-infinity, of forgeries.
         steps: of the attacker who makes them.
+        examples: forgeries of many kinds, where a stage asks for examples.
 
     """
 
@@ -41,6 +45,7 @@ class Material:
     labels: npt.NDArray[np.int64] | None = None
     radius: float = LESSON_RADIUS
     steps: int = _LESSON_STEPS
+    examples: int = _EXAMPLES
 
 
 #: Evidence about the rows of a material: with `views`, of the views as well.
@@ -98,7 +103,7 @@ def _fit(
                 f"stage {next(iter(learners))!r} learns from forgeries, which take a classifier's "
                 "gradient; a served one gives none. Name a stand-in with --surrogate"
             )
-        lesson = _lesson(forge_on, material)
+        lesson = _lesson(forge_on, material, seed)
         figures |= {name: stage.learn(lesson, rng).figures for name, stage in learners.items()}
     denoisers = {n: s for n, s in guard.denoisers.items() if isinstance(s, Fittable)}
     if denoisers:
@@ -122,13 +127,13 @@ def fit_denoiser(
     rng = torch.Generator().manual_seed(seed)
     if isinstance(denoiser, Learner):
         assert guard.classifier is not None
-        return denoiser.learn(_lesson(guard.classifier, material), rng).figures
+        return denoiser.learn(_lesson(guard.classifier, material, seed), rng).figures
     if isinstance(denoiser, Fittable):
         return denoiser.fit(clean_evidence(guard, material, views=False), rng).figures
     return {}
 
 
-def _lesson(classifier: Classifier, material: Material) -> Lesson:
+def _lesson(classifier: Classifier, material: Material, seed: int) -> Lesson:
     wire, labels = material.wire, material.labels
 
     def look(x: Tensor) -> Evidence:
@@ -139,12 +144,22 @@ def _lesson(classifier: Classifier, material: Material) -> Lesson:
     with torch.no_grad():
         parts = [to_images(torch.from_numpy(wire[n : n + 32])) for n in range(0, len(wire), 32)]
         said = [classifier(part).logits.argmax(dim=1) for part in parts] if labels is None else []
+    x = torch.cat(parts)
+    label = torch.cat(said) if labels is None else torch.from_numpy(labels)
+
+    @cache
+    def examples() -> Examples:
+        return make_examples(
+            LogitsOnly(classifier), x, label, material.radius, material.examples, seed
+        )
+
     return Lesson(
-        x=torch.cat(parts),
-        label=torch.cat(said) if labels is None else torch.from_numpy(labels),
+        x=x,
+        label=label,
         radius=material.radius,
         look=look,
         forge=forger(material.radius, material.steps),
+        examples=examples,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from firewall.bundle.manifest import ClassifierSpec, Manifest, Provenance, Threa
 from firewall.bundle.signing import Signer
 from firewall.bundle.spec import GuardSpec, InputSpec
 from firewall.bundle.store import Bundle, open_bundle, write_bundle
+from firewall.core.shipped import Shipped
 from firewall.errors import CalibrationError, ConfigError, SampleTooSmall
 from firewall.evaluation.measure import false_positives
 from firewall.evaluation.onnx_target import OnnxTarget
@@ -54,6 +56,8 @@ from firewall.stages.registry import Registry
 from firewall.train import budget
 from firewall.train.build import libraries, measure_rows, promisable
 from firewall.train.card import render
+from firewall.train.combine import with_learnt_weights
+from firewall.train.examples import gradients_each, handled_half, make_examples
 from firewall.train.fit_stages import Look, Material, fit_around, fit_stages
 from firewall.train.run_lock import locked
 from firewall.train.source_stages import ESCALATION, default_stages
@@ -71,6 +75,8 @@ RADIUS = 4 / 255
 _LAW_ROWS = 6
 #: Seconds that a query of a served model is taken for, where no gradient is to be timed.
 _UNTIMED = 0.02
+#: Share of the images to fit by that stages learn from; the combination is fitted on the others.
+_TAUGHT = 0.7
 #: Images on which an attacker's surrogate is trained.
 _SURROGATE_ROWS = 80
 _BATCH = 16
@@ -226,7 +232,7 @@ class _Maker:
         """Fit, compile and calibrate: a bundle without figures of attacks."""
         plan, spec, scores = self._plan, self._plan.spec, self._plan.checked.scores
         progress = self._progress
-        wire = {name: to_wire(plan.images.pixels[rows], spec) for name, rows in self._parts.items()}
+        wire = self._wire()
         embedded: Embedded | None = None
         gradients: Classifier | None = None
         if plan.source.model is not None:
@@ -244,9 +250,11 @@ class _Maker:
             read = {*guard.features_of("cheap"), *guard.features_of("expensive")}
             embedded = embed(plan.source, spec, plan.others, read)
         progress(f"fitting the stages{chosen.effort}")
+        taught = math.ceil(_TAUGHT * chosen.rows)
         material = Material(
-            wire["fit"][: chosen.rows], spec, None, self._settings.radius, budget.LESSON_STEPS
-        )
+            wire["fit"][:taught], spec, None, self._settings.radius, budget.LESSON_STEPS,
+            math.ceil(_TAUGHT * chosen.examples),
+        )  # fmt: skip
         classifier = self._classifier(embedded)
         try:
             if embedded is not None:
@@ -262,7 +270,16 @@ class _Maker:
             check_split(guard, served, spec, scores, features)
             few = wire["held-out"][:_LAW_ROWS]
             check_row_independence(guard, lambda rows: served.both(few[rows]), len(few))
-            files = self._calibrated(served, guard, graphs, embedded, fitted, chosen.spec, wire)
+            calibration = self._calibration(served, guard, wire)
+            if gradients is not None:
+                progress("fitting the combination on forgeries of other images")
+                apart = wire["fit"][taught : chosen.rows]
+                calibration = self._combined(calibration, served, gradients, apart, chosen)
+            else:
+                calibration = with_shipped_weights(calibration, chosen.spec)
+            files = self._files(
+                served, guard, calibration, graphs, embedded, fitted, chosen.spec, wire["held-out"]
+            )
         finally:
             classifier.close()
         manifest = files.pop("manifest")
@@ -353,36 +370,68 @@ class _Maker:
     def _classifier(self, embedded: Embedded | None) -> SeparateClassifier:
         return self._plan.source.open(self._names) if embedded is None else self._local(embedded)
 
-    def _calibrated(
+    def _wire(self) -> dict[str, npt.NDArray[Any]]:
+        """Rows by part. Half of what calibrates is handled as photographs are on their way."""
+        pixels = {name: self._plan.images.pixels[rows] for name, rows in self._parts.items()}
+        for number, name in enumerate(("part-a", "part-b")):
+            pixels[name] = handled_half(pixels[name], self._settings.seed + number)
+        return {name: to_wire(part, self._plan.spec) for name, part in pixels.items()}
+
+    def _calibration(
+        self, served: SplitGuard, guard: Guard, wire: dict[str, npt.NDArray[Any]]
+    ) -> Calibration:
+        self._progress(f"calibrating on {len(wire['part-a'])} + {len(wire['part-b'])} images")
+        return Calibration(
+            detectors=(*guard.tier("cheap"), *guard.tier("expensive")),
+            cheap=len(guard.tier("cheap")),
+            part_a=served.both(wire["part-a"], _BATCH)[1].astype(np.float64),
+            part_b=served.both(wire["part-b"], _BATCH)[1].astype(np.float64),
+            escalation=max(ESCALATION[self._plan.kind], 2 * self._rate),
+        )
+
+    def _combined(
+        self,
+        calibration: Calibration,
+        served: SplitGuard,
+        gradients: Classifier,
+        rows: npt.NDArray[Any],
+        chosen: _Stages,
+    ) -> Calibration:
+        """Fit the combination on forgeries of images that no stage has learnt from."""
+        seed, spec = self._settings.seed + 1, self._plan.spec
+        x = WireInput(spec)(torch.from_numpy(rows))
+        with torch.no_grad():
+            label = torch.cat([gradients(part).logits.argmax(dim=1) for part in x.split(_BATCH)])
+        count = chosen.examples - math.ceil(_TAUGHT * chosen.examples)
+        examples = make_examples(
+            LogitsOnly(gradients), x, label, self._settings.radius, count, seed
+        )
+        benign, forged = (
+            served.both(images_to_wire(part.numpy(), spec), _BATCH)[1].astype(np.float64)
+            for part in (examples.benign, examples.forged)
+        )
+        return with_learnt_weights(
+            calibration, np.concatenate([calibration.part_a, benign]), forged
+        )
+
+    def _files(
         self,
         served: SplitGuard,
         guard: Guard,
+        calibration: Calibration,
         graphs: dict[str, bytes],
         embedded: Embedded | None,
         fitted: dict[str, dict[str, float]],
         guard_spec: GuardSpec,
-        wire: dict[str, npt.NDArray[Any]],
+        held_out: npt.NDArray[Any],
     ) -> dict[str, Any]:
         """Files of the bundle, and its manifest under that name."""
         plan, settings, parts = self._plan, self._settings, self._parts
-        self._progress(f"calibrating on {len(parts['part-a'])} + {len(parts['part-b'])} images")
-        cheap = len(guard.tier("cheap"))
-        part_a = served.both(wire["part-a"], _BATCH)[1].astype(np.float64)
-        calibration = promising(
-            Calibration(
-                detectors=(*guard.tier("cheap"), *guard.tier("expensive")),
-                cheap=cheap,
-                part_a=part_a,
-                part_b=served.both(wire["part-b"], _BATCH)[1].astype(np.float64),
-                escalation=escalation_of(
-                    part_a[:, :cheap], max(ESCALATION[plan.kind], 2 * self._rate)
-                ),
-            ),
-            self._rate,
-        )
+        escalation = escalation_of(calibration)
+        calibration = promising(replace(calibration, escalation=escalation), self._rate)
         self._progress(f"measuring false positives on {len(parts['held-out'])} held-out images")
         measured = measure_rows(
-            served, calibration, wire["held-out"], bool(guard_spec.of("ensemble")), _BATCH
+            served, calibration, held_out, bool(guard_spec.of("ensemble")), _BATCH
         )
         evaluation = {
             "held_out": false_positives(
@@ -433,38 +482,41 @@ class _Maker:
             **more,
             "calibration.json": calibration.to_json(),
             "labels.json": json.dumps(list(plan.labels), allow_nan=False).encode(),
-            "selftest.npz": SelfTest.record(served, wire["held-out"][:2]).to_npz(),
+            "selftest.npz": SelfTest.record(served, held_out[:2]).to_npz(),
             "evaluation.json": json.dumps(evaluation, indent=1, allow_nan=False).encode(),
             "MODEL_CARD.md": render(manifest, calibration, evaluation).encode(),
         }
 
 
-def escalation_of(part_a: npt.NDArray[np.float64], share: float) -> float:
-    """The escalation of a calibration by which so many clean rows go on to the views.
+def escalation_of(calibration: Calibration) -> float:
+    """The escalation by which the share that a calibration names really goes on to the views.
 
     A cascade doubts the rows of part A against all of part A, themselves included, and so doubts
     them less than rows that it has not seen. Here each is doubted against the others.
-
-    Args:
-        part_a: [N, Dc] cheap statistics.
-        share: of clean rows.
-
     """
+    part_a, share = calibration.part_a, calibration.escalation
     count = len(part_a)
-    if not part_a.shape[1] or count < 2:
+    if not calibration.cheap or count < 3:
         return 1.0
-    order = np.sort(part_a, axis=0)
-    above = np.stack(
-        [
-            count - np.searchsorted(order[:, column], part_a[:, column], side="left")
-            for column in range(part_a.shape[1])
-        ],
-        axis=1,
-    )
-    own = -np.log((1 + above) / (count + 1)).sum(axis=1)
-    others = -np.log(above / count).sum(axis=1)
+    whole = replace(calibration, escalation=1.0)
+    rate = 1 / (calibration.units + 1)
+    own = whole.cascade(rate).doubt(part_a[:, : calibration.cheap])
+    others = [
+        replace(whole, part_a=np.delete(part_a, row, axis=0))
+        .cascade(rate)
+        .doubt(part_a[row : row + 1, : calibration.cheap])[0]
+        for row in range(count)
+    ]
     threshold = np.quantile(others, 1.0 - share, method="higher")
     return float(np.clip((own >= threshold).mean(), 1 / count, 1.0))
+
+
+def with_shipped_weights(calibration: Calibration, stages: GuardSpec) -> Calibration:
+    """The shipped combination of pixels and view, where a guard has these stages and no other."""
+    plugins = {one.name: one.plugin for one in stages.of("detector")}
+    if [plugins[name] for name in calibration.detectors] != ["core-pixels", "feature-squeezing"]:
+        return calibration
+    return replace(calibration, combination="learnt", weights=Shipped.read(False).elsewhere)
 
 
 def promising(calibration: Calibration, rate: float) -> Calibration:
@@ -486,6 +538,8 @@ def promising(calibration: Calibration, rate: float) -> Calibration:
 class _Stages:
     spec: GuardSpec
     rows: int
+    #: Forgeries to make.
+    examples: int = 0
     #: What fitting takes, for people.
     effort: str = ""
 
@@ -499,15 +553,14 @@ def plan_stages(
 ) -> _Stages:
     """Choose the stages and how many images they learn from, within the minutes that there are."""
     if gradients is None:
-        return _Stages(settings.stages or default_stages(taps, None), len(wire))
+        return _Stages(settings.stages or default_stages(taps, None, spec), len(wire))
     x = WireInput(spec)(torch.from_numpy(wire[:8]))
     gradient = budget.gradient_seconds(gradients, x)
     teaching = budget.teaching_for(60 * settings.minutes * _TEACHING, gradient, len(wire))
-    chosen = settings.stages or default_stages(taps, teaching)
-    passes = teaching.epochs if any(one.plugin == "residual-cnn" for one in chosen.stages) else 1
-    about = budget.LESSON_STEPS * passes * teaching.rows * gradient
-    effort = f" on forgeries of {teaching.rows} images, about {about:.0f} s"
-    return _Stages(chosen, teaching.rows, effort)
+    chosen = settings.stages or default_stages(taps, teaching, spec)
+    about = teaching.examples * gradients_each() * gradient
+    effort = f" on {teaching.examples} forgeries of {teaching.rows} images, about {about:.0f} s"
+    return _Stages(chosen, teaching.rows, teaching.examples, effort)
 
 
 def answered_evidence(guard: Guard, classifier: SeparateClassifier, scores: Scores) -> Look:

@@ -1,7 +1,7 @@
 """Photographs that come inside wheels, and crops of photographs.
 
-They are for building and trying the default bundle without a data set. Three dozen photographs are
-few: whoever deploys a guard calibrates it on images of their own traffic.
+They are for trying the default bundle without a data set. Nothing has learnt from them, and nothing
+is calibrated on them.
 """
 
 from __future__ import annotations
@@ -88,30 +88,6 @@ def wheel_photographs() -> list[Photograph]:
         for package, names in _WHEELS.items()
         for name in names
     ]
-
-
-def split(photographs: Sequence[Photograph]) -> dict[str, list[Photograph]]:
-    """Into `part-a`, `part-b` and `held-out` (2 : 2 : 1), in the order of their content's hash.
-
-    Whole photographs, so that no two parts share a picture; grey and coloured ones each in that
-    proportion, since they differ in every statistic of colour.
-    """
-    parts: dict[str, list[Photograph]] = {"part-a": [], "part-b": [], "held-out": []}
-    turns = ("part-a", "part-b", "part-a", "part-b", "held-out")
-    unique = {photograph.sha256: photograph for photograph in photographs}
-    order = sorted(unique, key=lambda key: (is_grey(unique[key].path), key))
-    for number, key in enumerate(order):
-        parts[turns[number % len(turns)]].append(unique[key])
-    return parts
-
-
-def is_grey(path: Path) -> bool:
-    """Whether a picture has no colour at all."""
-    with Image.open(path) as image:
-        if image.mode in ("1", "L", "LA", "I", "I;16"):
-            return True
-        pixels = np.asarray(image.convert("RGB").resize((64, 64)), np.int16)
-    return int(np.ptp(pixels, axis=2).max()) <= 2
 
 
 def crops(

@@ -39,7 +39,7 @@ from firewall.guard.assemble import assemble
 from firewall.screening.calibration import Calibration, least_of_class, least_sample
 from firewall.stages.registry import Registry
 from firewall.train.augmentation import NothingLeft, best_ratio, generated_images, load_generated
-from firewall.train.build import Data, Identity, build
+from firewall.train.build import ByRows, Data, Identity, build
 from firewall.train.card import render
 from firewall.train.fit_network import Generated, fit_network
 from firewall.train.inventory import Inventory
@@ -436,20 +436,22 @@ def _draft(
             name="input", channels=recipe.data.channels, height=shape[1], width=shape[2]
         ),
         preprocessing=Preprocessing(resize=max(4, min(shape[1:]))),
-        escalation=recipe.guard.escalation,
         data=Data(
             fit=_wire(train.take(rows)),
-            part_a=_wire(calibration)[:half],
-            part_b=_wire(calibration)[half : 2 * half],
             held_out=held_out,
             held_out_groups=np.arange(len(held_out)),
             names={part: (f"{len(parts[part])} images",) for part in PARTS},
             fit_labels=train.take(rows).y,
         ),
+        calibrate=ByRows(
+            part_a=_wire(calibration)[:half],
+            part_b=_wire(calibration)[half : 2 * half],
+            escalation=recipe.guard.escalation,
+            by_class=recipe.guard.promise == "class",
+            combination=recipe.guard.combination,
+        ),
         members={name: _Logits(one) for name, one in members.items()},
         smoothing=recipe.smoothing,
-        by_class=recipe.guard.promise == "class",
-        combination=recipe.guard.combination,
         signer=signer,
         registry=registry,
         progress=progress,

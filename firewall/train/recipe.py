@@ -15,7 +15,7 @@ from firewall.bundle.spec import NAME_PATTERN, GuardSpec, Spec, StageSpec
 from firewall.documents import parse_toml
 from firewall.errors import ConfigError, FirewallError
 from firewall.generate.spec import AugmentSpec
-from firewall.screening.calibration import Combination
+from firewall.screening.calibration import Untaught
 from firewall.stages import Adopter
 from firewall.stages.registry import Registry
 from firewall.train.fit_network import Phase, Schedule
@@ -150,7 +150,7 @@ class GuardSettings(Spec):
     promise: Literal["overall", "class"] = "overall"
     #: Of the detectors' p-values: `fisher` adds up many that each see a little, `harmonic` hears
     #: one that sees all of it.
-    combination: Combination = "fisher"
+    combination: Untaught = "fisher"
     #: Training images from which stages learn.
     fit: int = Field(default=2000, ge=1)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firewall.bundle.spec import GuardSpec, StageSpec
-from firewall.sources.taps import PENULTIMATE
+from firewall.bundle.spec import GuardSpec, InputSpec, StageSpec
 
-#: Share of clean rows that go on to the views: of a classifier here, and of one elsewhere, whose
-#: load it is. Two views for 8 % of rows are 1.16 rows a row.
-ESCALATION = {"file": 0.15, "remote": 0.08}
+#: Share of clean rows that go on to the view: of a classifier here, and of one elsewhere, whose
+#: load it is.
+ESCALATION = {"file": 0.12, "remote": 0.08}
+#: Pixels a side from which on an image is judged as a photograph: the shipped detector has learnt
+#: from 160 and more.
+_PHOTOGRAPH = 96
 
 
 @dataclass(frozen=True)
@@ -18,45 +20,44 @@ class Teaching:
 
     Attributes:
         rows: images of the lesson.
-        epochs: of the pixel network.
+        epochs: of a pixel network that is taught here.
+        examples: forgeries that are made of them.
 
     """
 
     rows: int
     epochs: int
+    examples: int
 
 
-def default_stages(taps: tuple[str, ...], teaching: Teaching | None) -> GuardSpec:
-    """Choose stages by what there is to see.
+def default_stages(taps: tuple[str, ...], teaching: Teaching | None, spec: InputSpec) -> GuardSpec:
+    """Choose stages by what there is to see: the shipped ones, and what learns of this classifier.
 
     Args:
         taps: features that the classifier gives.
         teaching: how stages learn; None where there are no gradients to learn from.
+        spec: of the input.
 
     """
     stages = [
-        StageSpec(kind="denoiser", name="blur", plugin="gaussian-blur", config={"sigma": 1.3}),
         StageSpec(kind="denoiser", name="median", plugin="median"),
-        StageSpec(kind="detector", name="noise-floor", plugin="noise-floor"),
     ]
-    if teaching is not None and PENULTIMATE in taps:
-        # Few that each see something: of more, those that see nothing drown them in the sum.
-        stages.append(
-            StageSpec(
-                kind="detector",
-                name="features",
-                plugin="safety-net",
-                config={"rows": max(10, teaching.rows)},
-            )
-        )
+    if min(spec.height, spec.width) >= _PHOTOGRAPH and spec.channels in (1, 3):
+        stages.append(StageSpec(kind="detector", name="pixels", plugin="core-pixels"))
     elif teaching is not None:
+        config = {"epochs": teaching.epochs, "batch": 16}
         stages.append(
-            StageSpec(
-                kind="detector",
-                name="pixels",
-                plugin="residual-cnn",
-                config={"epochs": teaching.epochs, "batch": 16},
-            )
+            StageSpec(kind="detector", name="pixels", plugin="residual-cnn", config=config)
         )
-    stages.append(StageSpec(kind="detector", name="view-consistency", plugin="view-consistency"))
+    else:
+        stages.append(StageSpec(kind="detector", name="noise-floor", plugin="noise-floor"))
+    if teaching is not None and taps:
+        read = {"taps": list(taps)}
+        stages.append(
+            StageSpec(kind="detector", name="features", plugin="core-features", config=read)
+        )
+    squeeze = {"views": ["median"], "distance": "symmetric-kl"}
+    stages.append(
+        StageSpec(kind="detector", name="squeezing", plugin="feature-squeezing", config=squeeze)
+    )
     return GuardSpec(stages=tuple(stages))

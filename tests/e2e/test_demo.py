@@ -37,7 +37,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], P
 @pytest.mark.slow
 def test_the_demo_tells_its_story(told: tuple[dict[str, object], Path]) -> None:
     story, picture = told
-    assert set(story) == {"clean", "forged", "monitor", "picture", "seconds"}
+    assert set(story) == {"clean", "forged", "forged_jpeg", "monitor", "picture", "seconds"}
     clean, forged = story["clean"], story["forged"]
     assert isinstance(clean, dict)
     assert isinstance(forged, dict)
@@ -49,6 +49,10 @@ def test_the_demo_tells_its_story(told: tuple[dict[str, object], Path]) -> None:
     assert forged["bare_probability"] > 0.95
     assert forged["verdict"] == "reject"
     assert forged["reasons"]
+    saved = story["forged_jpeg"]
+    assert isinstance(saved, dict)
+    assert saved["verdict"] == "reject"
+    assert saved["reasons"]
     assert story["monitor"] == {"verdict": "flag"}
     assert story["picture"] == str(picture)
     with Image.open(picture) as image:
@@ -76,7 +80,7 @@ def test_the_default_bundle_is_cached_signed_and_says_what_was_measured() -> Non
 @pytest.mark.usefixtures("told")
 def test_the_published_figures_are_those_of_this_recipe() -> None:
     root = Path(__file__).parents[2]
-    result = json.loads((root / "benchmarks/results/default-bundle/result.json").read_text())
+    result = json.loads((root / "benchmarks/results/core-guards/result.json").read_text())
     assert result["recipe"] == default_recipe.digest()
     card = open_bundle(default_recipe.cached_path(), trusted_keys()).files["MODEL_CARD.md"]
     for attack in result["attacks"]:

@@ -12,7 +12,7 @@ from firewall.bundle.manifest import ThreatModel
 from firewall.bundle.signing import Signer
 from firewall.bundle.spec import GuardSpec, InputSpec, Preprocessing, StageSpec
 from firewall.stages.registry import Registry
-from firewall.train.build import Data, Identity, build
+from firewall.train.build import ByRows, Data, Identity, build
 from firewall.train.fit_network import Images, Phase, Schedule, fit_network
 from firewall.train.networks import Cnn, NetworkSpec, make_network
 from firewall.train.objectives import IntervalBound, Standard
@@ -78,15 +78,13 @@ def build_bounded(
         ),
         input_spec=SPEC,
         preprocessing=Preprocessing(resize=8),
-        escalation=0.2,
         data=Data(
             fit=pixels[:fitted_on],
-            part_a=pixels[1100:1220],
-            part_b=pixels[1220:1340],
             held_out=pixels[1340:1360],
             held_out_groups=np.arange(20),
             names={},
         ),
+        calibrate=ByRows(pixels[1100:1220], pixels[1220:1340], escalation=0.2),
         signer=signer,
         registry=Registry.discover(),
         smoothing=smoothing,

@@ -18,7 +18,7 @@ from firewall.guard.classifier import Classifier, ClassifierOutput
 from firewall.guard.compile import export
 from firewall.stages.registry import Registry
 from firewall.testing import images
-from firewall.train.build import Data, Identity, build
+from firewall.train.build import ByRows, Data, Identity, build
 from firewall.train.smoothing_table import SmoothingSpec
 
 SIDE = 32
@@ -123,15 +123,13 @@ def build_tiny(
         guard_spec=guard,
         input_spec=input_spec,
         preprocessing=Preprocessing(resize=36),
-        escalation=0.2,
         data=Data(
             fit=pixels(40, 10),
-            part_a=pixels(rows, 11),
-            part_b=pixels(rows, 12),
             held_out=pixels(20, 13),
             held_out_groups=np.arange(20),
             names={"part-a": ("noise " + "0" * 64,)},
         ),
+        calibrate=ByRows(pixels(rows, 11), pixels(rows, 12), escalation=0.2),
         signer=signer,
         registry=Registry.discover(),
         smoothing=smoothing,

@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from firewall.attack.adaptive import Adaptive, Combination, Evasion
+from firewall.attack.adaptive import Adaptive, Combination, Evasion, Hinges
 from firewall.attack.apgd import AutoPGD, TargetedAutoPGD
 from firewall.attack.gradient import GradientAttack, fgsm, pgd
 from firewall.attack.losses import aimed_dlr, aimed_margin, cross_entropy, dlr, margin
@@ -235,7 +235,9 @@ def test_the_adaptive_attacker_knows_what_each_class_lets_through(tiny: Bundle) 
     calibration = dataclasses.replace(plain, said_a=said_a, said_b=said_b)
     guard = ServedGuard.of(tiny, calibration)
     evasion = Evasion.of(guard, calibration.cascade(0.05), "both")
-    low, high = evasion.ceilings[0], evasion.ceilings[1]
+    hinges = evasion.excess
+    assert isinstance(hinges, Hinges)
+    low, high = hinges.ceilings[0], hinges.ceilings[1]
     assert (low != high).any()
     x = images(60, seed=71)
     with torch.no_grad():
@@ -243,5 +245,5 @@ def test_the_adaptive_attacker_knows_what_each_class_lets_through(tiny: Bundle) 
     first, second = seen.log_probabilities.topk(2, dim=1).indices.T
     attack = Adaptive(0.1)
     _, excess = attack._objective(guard, x, first, evasion)
-    over = (seen.statistics - evasion.ceilings[second.clamp_max(2)]) / evasion.scales
+    over = (seen.statistics - hinges.ceilings[second.clamp_max(2)]) / hinges.scales
     assert torch.allclose(excess, torch.relu(over).sum(dim=1), atol=1e-5)

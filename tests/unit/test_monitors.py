@@ -323,11 +323,16 @@ class OneRegistry(MonitorRegistry):
         return self.made
 
 
-def looked(policy: Policy, found: Any, p_values: list[float | None]) -> tuple[Answer, Given]:
+def looked(
+    policy: Policy,
+    found: Any,
+    p_values: list[float | None],
+    verdict: Verdict = Verdict.ACCEPT,
+) -> tuple[Answer, Given]:
     given = Given(found)
     memory = Memory(OneRegistry(given), MemoryStore(), SECRET, lambda client: f"<{client}>")
     answer = Answer(
-        tuple(Decision(Verdict.ACCEPT, p_value=p) for p in p_values),
+        tuple(Decision(verdict, p_value=p) for p in p_values),
         np.zeros((len(p_values), 10), np.float32),
         np.zeros((len(p_values), 10), np.float32),
     )
@@ -335,8 +340,9 @@ def looked(policy: Policy, found: Any, p_values: list[float | None]) -> tuple[An
     return monitors.look(images(len(p_values), 1), answer, "c"), given
 
 
-def policy(**others: Any) -> Policy:
-    spec = MonitorSpec(name="queries", plugin="query-similarity", threshold=5)
+def policy(watches: bool = False, **others: Any) -> Policy:
+    mode = "monitor" if watches else "enforce"
+    spec = MonitorSpec(name="queries", plugin="query-similarity", threshold=5, mode=mode)
     return Policy(monitors=(spec,), **others)
 
 
@@ -350,6 +356,18 @@ def test_a_row_over_the_threshold_is_refused_with_the_monitors_name() -> None:
     assert np.allclose(np.exp(seen.outputs).sum(axis=1), 1)
     flagged, _ = looked(policy(mode="monitor"), [4.9, 5.0], [0.5, 0.5])
     assert flagged.decisions[1].verdict is Verdict.FLAG
+
+
+def test_a_monitor_that_only_watches_refuses_nothing_and_takes_no_refusal_back() -> None:
+    answer, _ = looked(policy(watches=True), [4.9, 5.0], [0.5, 0.5])
+    assert [one.verdict for one in answer.decisions] == [Verdict.ACCEPT, Verdict.FLAG]
+    assert answer.decisions[1].reasons == ("queries",)
+    refused, _ = looked(policy(watches=True), [4.9, 5.0], [0.5, 0.5], Verdict.REJECT)
+    assert [one.verdict for one in refused.decisions] == [Verdict.REJECT] * 2
+    for found in ([1.0], StateUnavailable("down")):
+        failed, _ = looked(policy(watches=True), found, [0.5, 0.5])
+        assert [one.verdict for one in failed.decisions] == [Verdict.ACCEPT] * 2
+        assert not any(one.fault for one in failed.decisions)
 
 
 @pytest.mark.parametrize(

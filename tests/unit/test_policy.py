@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from firewall.cli.app import app
 from firewall.errors import ConfigError
 from firewall.screening.calibration import Calibration
 from firewall.screening.policy import Policy
+from firewall.serve import application
+from firewall.serve.settings import Settings
 
 NAMES = ("cheap", "dear")
 
@@ -82,3 +86,21 @@ def test_exclusions(exclusion: str, expected: set[str] | None) -> None:
 def test_the_digest_names_the_policy() -> None:
     assert Policy().digest == Policy().digest
     assert Policy().digest != Policy(mode="monitor").digest
+
+
+@pytest.mark.parametrize(("flags", "ours"), [([], True), (["--policy", "own.toml"], False)])
+def test_the_default_bundle_comes_with_a_monitor_that_watches(
+    flags: list[str], ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where neither a bundle nor a policy is given."""
+    served: list[Settings] = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.toml").write_text("paranoia = 1\n")
+    monkeypatch.setattr("firewall.cli.serve.default_bundle_in_a_process", lambda: tmp_path)
+    monkeypatch.setattr(application, "run", lambda settings, bundles: served.append(settings))
+    done = CliRunner().invoke(app, ["serve", *flags])
+    assert done.exit_code == 0, done.output
+    found = Policy.of(served[0].policy, None, None)
+    assert [one.mode for one in found.monitors] == ["monitor"] * ours
+    # Otherwise it is the default policy.
+    assert found.model_copy(update={"monitors": ()}) == (Policy() if ours else Policy(paranoia=1))

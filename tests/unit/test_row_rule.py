@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from firewall.screening.calibration import Calibration, Combination
+from firewall.screening.calibration import Calibration, Combination, Weights
 
 ROWS = 300
 
@@ -23,10 +23,12 @@ def calibration(combination: Combination, classes: int, seed: int) -> Calibratio
         said_a=said_a if classes > 1 else None,
         said_b=said_b if classes > 1 else None,
         combination=combination,
+        weights=Weights((0.7, 1.9), (0.5, 0.0, 2.25, 1.1)) if combination == "learnt" else None,
+        photographs=np.arange(ROWS) // 7 if combination == "learnt" and classes == 1 else None,
     )
 
 
-@pytest.mark.parametrize("combination", ["fisher", "harmonic"])
+@pytest.mark.parametrize("combination", ["fisher", "harmonic", "learnt"])
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("active", [None, ("a", "c"), ("c", "d"), ("a", "b")])
 def test_it_is_the_cascade(
