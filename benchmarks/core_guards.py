@@ -136,8 +136,10 @@ def _linf(attack: Any) -> Callable[[Model, Tensor, Tensor, int], Tensor]:
 ATTACKS = (
     *(Attack("FGSM", r, _linf(fgsm(r / 255))) for r in (2, 4)),
     *(Attack("PGD-10", r, _linf(pgd(r / 255, 10))) for r in (2, 4, 8)),
-    *(Attack("APGD-CE", r, _linf(AutoPGD(r / 255, 20))) for r in (2, 4, 8)),
-    *(Attack("APGD-T", r, _linf(TargetedAutoPGD(r / 255, 20))) for r in (4, 8)),
+    *(Attack("APGD-CE", r, _linf(AutoPGD(r / 255, 20, stops=False))) for r in (2, 4, 8)),
+    *(Attack("APGD-T", r, _linf(TargetedAutoPGD(r / 255, 20, stops=False))) for r in (2, 4, 8)),
+    # Of a photograph that the random start is enough for, this is plain noise.
+    Attack("APGD-CE, stopped once it fools", 4, _linf(AutoPGD(4 / 255, 20))),
     Attack("one perturbation for all channels", 4, _momentum(4, shape=one_for_all_channels)),
     Attack(
         "14 steps, textured places, no colour", 4,
@@ -183,6 +185,15 @@ def read(folder: Path, side: int) -> Pixels:
     return np.stack(
         [decode_image(path.read_bytes(), spec, fit) for path in photographs(folder, "test")]
     )
+
+
+def arriving(folder: Path, side: int) -> Pixels:
+    """[N, 224, 224, 3]: photographs of another side, resampled to what is sent."""
+    pixels = read(folder, side)
+    if side == recipe.SIDE:
+        return pixels
+    size = (recipe.SIDE, recipe.SIDE)
+    return np.stack([resized(one, *size, Image.Resampling.BILINEAR) for one in pixels])
 
 
 def forge(attack: Attack, folder: Path, work: Path) -> None:
@@ -281,7 +292,8 @@ def measure(guard: Guard, folder: Path, work: Path, only: str) -> dict[str, Any]
             parts = [lite2(part).logits.argmax(dim=1) for part in torch.split(to_batch(pixels), 16)]
         return torch.cat(parts).numpy()
 
-    label_of_lite2 = theirs(clean)
+    # Of the very crops that were forged, as they arrive.
+    label_of_lite2 = {side: theirs(arriving(folder, side)) for side in (recipe.SIDE, 260)}
     attacks = []
     names = guard.calibration.detectors
     for attack in chosen(only):
@@ -298,7 +310,7 @@ def measure(guard: Guard, folder: Path, work: Path, only: str) -> dict[str, Any]
             fools = found.classes != label
             if own:
                 # The victim of these is another classifier, which no stage may have seen.
-                fools = theirs(pixels) != label_of_lite2
+                fools = theirs(pixels) != label_of_lite2[attack.side]
             entry: dict[str, Any] = {
                 "attack": attack.name,
                 "radius_255": attack.radius,

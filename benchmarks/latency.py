@@ -83,7 +83,8 @@ def paired(
     )
     order = np.random.default_rng(0).integers(0, len(wire), requests + 20)
     times: dict[str, list[float]] = {"bare": [], "guarded": []}
-    escalated = rejected = 0
+    doubted: list[bool] = []
+    rejected = 0
     for number, row in enumerate(order):
         one = np.ascontiguousarray(wire[row : row + 1])
         turn = ("bare", "guarded") if number % 2 else ("guarded", "bare")
@@ -94,14 +95,20 @@ def paired(
             else:
                 [decision] = guard.screen(one, [guard.plan("")]).decisions
             times[name].append(time.perf_counter() - start)
-        escalated += decision.escalated
+        doubted.append(decision.escalated)
         rejected += decision.verdict is Verdict.REJECT
     # The first twenty warm caches and arenas.
     kept = {name: np.array(values[20:]) for name, values in times.items()}
     figures: dict[str, Any] = {name: summary(values) for name, values in kept.items()}
     figures["threads"] = threads
     figures["requests"] = requests
-    figures["escalated_share"] = escalated / len(order)
+    figures["escalated_share"] = float(np.mean(doubted))
+    after = np.array(doubted[20:])
+    figures["by_tier"] = {
+        name: summary(kept["guarded"][rows])
+        for name, rows in (("innocent", ~after), ("doubtful", after))
+        if rows.any()
+    }
     figures["rejected_share"] = rejected / len(order)
     figures["ratio"] = {
         key.removesuffix("_ms"): figures["guarded"][key] / figures["bare"][key]

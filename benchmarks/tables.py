@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "core-guards.md",
+    ROOT / "docs" / "threat-model.md",
     ROOT / "docs" / "attacks.md",
     ROOT / "docs" / "training.md",
     ROOT / "docs" / "generators.md",
@@ -115,6 +116,17 @@ def latency() -> list[str]:
         f"{start['first_answer_seconds']:.1f} s, resident {start['resident_mib']:.0f} MiB "
         f"(medians of {start['runs']} starts).",
     ]
+    return rows
+
+
+def timing() -> list[str]:
+    rows = ["| threads | a row that looks innocent, p50 | a doubtful one |", "|---|---|---|"]
+    for run in result("latency")["in_process"]:
+        times = [
+            f"{run['by_tier'][name]['p50_ms']:.0f} ms" if name in run["by_tier"] else "none"
+            for name in ("innocent", "doubtful")
+        ]
+        rows.append(f"| {run['threads']} | {' | '.join(times)} |")
     return rows
 
 
@@ -722,6 +734,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "unseen": unseen,
     "witness": witness,
     "latency": latency,
+    "timing": timing,
     "suite": suite,
     "masking": masking,
     "attack-speed": speed,

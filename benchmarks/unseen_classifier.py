@@ -23,7 +23,7 @@ import torch
 from firewall_plugins.detectors.core_pixels import CorePixels
 from safetensors.torch import load_file
 
-from benchmarks.core_guards import ATTACKS, RATE, SEED, SENT, read, say, share
+from benchmarks.core_guards import ATTACKS, RATE, SEED, SENT, arriving, read, say, share
 from benchmarks.environment import environment
 from firewall.core.build import handled_photographs
 from firewall.core.handling import HANDLINGS, Pixels
@@ -79,10 +79,10 @@ def main() -> None:
                 [lite2(to_batch(part)).logits.argmax(dim=1) for part in batches(pixels)]
             ).numpy()
 
-    label = classes(clean)
     for attack in (one for one in ATTACKS if one.name.startswith("PGD-10 of Lite2")):
         with np.load(arguments.work / f"{attack.key}.npz", allow_pickle=False) as kept:
             forged = kept["forged"]
+        label = classes(arriving(arguments.photographs, attack.side))
         for way, sends in SENT.items():
             sent = np.stack([sends(one) for one in forged])
             fools = classes(sent) != label

@@ -115,7 +115,7 @@ class Evasion:
     def of(cls, guard: ServedGuard, cascade: Cascade, way: Way) -> Evasion:
         """What makes the guard accept: a combination below its threshold."""
         calibration = guard.calibration
-        totals = np.array([cascade.doubt_ceiling]) if way == "cheap" else cascade.score_ceilings
+        totals = cascade.doubt_ceilings if way == "cheap" else cascade.score_ceilings
         # A little below: a p-value on the threshold is caught.
         totals = 0.95 * totals
         if calibration.combination == "learnt":

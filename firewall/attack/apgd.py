@@ -35,6 +35,8 @@ class AutoPGD:
         norm: the ball.
         loss: `cross_entropy` or `dlr`.
         restarts: runs from other random starts, on rows that still stand.
+        stops: whether a row is done once it is broken. AutoAttack's goes on to the end, which gives
+            louder forgeries: of a row that the random start breaks, this one gives plain noise.
 
     """
 
@@ -43,6 +45,7 @@ class AutoPGD:
     norm: Norm = field(default_factory=Linf)
     loss: Loss = cross_entropy
     restarts: int = 1
+    stops: bool = True
 
     def __call__(self, model: Model, x: Tensor, label: Tensor, *, seed: int = 0) -> Tensor:
         """Attack a batch, away from its labels.
@@ -59,7 +62,7 @@ class AutoPGD:
 
         """
         goals: list[_Goal] = [lambda logits, rows: self.loss(logits, label[rows])] * self.restarts
-        return _runs(model, x, label, goals, self.radius, self.steps, self.norm, seed)
+        return _runs(model, x, label, goals, self.radius, self.steps, self.norm, seed, self.stops)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class TargetedAutoPGD:
         steps: of each run.
         norm: the ball.
         targets: how many classes, the likeliest first (9 in AutoAttack).
+        stops: as of `AutoPGD`.
 
     """
 
@@ -78,6 +82,7 @@ class TargetedAutoPGD:
     steps: int = 100
     norm: Norm = field(default_factory=Linf)
     targets: int = 9
+    stops: bool = True
 
     def __call__(self, model: Model, x: Tensor, label: Tensor, *, seed: int = 0) -> Tensor:
         """As `AutoPGD`."""
@@ -90,7 +95,7 @@ class TargetedAutoPGD:
 
         count = min(self.targets, logits.shape[1] - 1)
         goals = [towards(others[:, rank]) for rank in range(count)]
-        return _runs(model, x, label, goals, self.radius, self.steps, self.norm, seed)
+        return _runs(model, x, label, goals, self.radius, self.steps, self.norm, seed, self.stops)
 
 
 @dataclass
@@ -126,13 +131,14 @@ def _runs(
     steps: int,
     norm: Norm,
     seed: int,
+    stops: bool,
 ) -> Tensor:
     """One run for each goal, on the rows that the runs before have not broken."""
     generator = torch.Generator().manual_seed(seed)
     result = x.clone()
     rows = torch.arange(len(x), device=x.device)
     for goal in goals:
-        broken = _run(model, x, label, rows, goal, radius, steps, norm, generator, result)
+        broken = _run(model, x, label, rows, goal, radius, steps, norm, generator, result, stops)
         rows = rows[~broken[rows]]
         if not len(rows):
             break
@@ -150,6 +156,7 @@ def _run(
     norm: Norm,
     generator: torch.Generator,
     result: Tensor,
+    stops: bool,
 ) -> Tensor:
     """Work on some rows, write what was found into `result`, and say what is broken: [N]."""
 
@@ -167,11 +174,12 @@ def _run(
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def leave(wrong: Tensor) -> None:
-        """Rows that are broken here are done."""
+        """Keep what breaks a row; with `stops` that row is done."""
         if bool(wrong.any()):
             result[now.rows[wrong]] = now.point[wrong]
             broken[now.rows[wrong]] = True
-            now.keep(~wrong)
+            if stops:
+                now.keep(~wrong)
 
     checkpoints = _checkpoints(steps)
     clean = x[rows]
@@ -212,7 +220,8 @@ def _run(
             now.gradient = torch.where(_wide(halve), now.best_gradient, now.gradient)
             now.raised = torch.zeros_like(now.raised)
             since = 0
-    result[now.rows] = now.best
+    stand = ~broken[now.rows]
+    result[now.rows[stand]] = now.best[stand]
     return broken
 
 

@@ -1,5 +1,5 @@
 """Guards that ship with the package, for photographs in front of any classifier.
 
 `python -m firewall.core.photographs --out DIR` brings the photographs, and
-`python -m firewall.core.build --photographs DIR --out DIR` makes the weights from them.
+`python -m firewall.core.build --photographs DIR --work DIR` makes the weights from them.
 """

@@ -5,6 +5,7 @@ Each forgery is kept beside the very photograph from which it was made, at the s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Generator, Tensor
 
 from firewall.attack.apgd import AutoPGD
 from firewall.attack.gradient import GradientAttack, Model, Shape, Through, fgsm, pgd
-from firewall.attack.losses import dlr
+from firewall.attack.losses import cross_entropy, dlr
 from firewall.attack.minimal import DecoupledNorm
 from firewall.attack.shaping import (
     diverse_inputs,
@@ -81,7 +82,7 @@ def kinds() -> Mapping[str, Kind]:
         "FGSM": Kind(0.13, every, lambda m, x, y, r, s: fgsm(r)(m, x, y, seed=s)),
         "PGD": Kind(0.15, every, _pgd),
         "PGD, stopped": Kind(0.07, (2, 4, 8), _stopped),
-        "APGD-CE": Kind(0.06, (2, 4, 8), lambda m, x, y, r, s: AutoPGD(r, 15)(m, x, y, seed=s)),
+        "APGD-CE": Kind(0.06, (2, 4, 8), _apgd_ce),
         "APGD-DLR": Kind(0.05, (2, 4, 8), _apgd_dlr),
         "aimed PGD": Kind(0.07, (2, 4, 8), _aimed),
         "MI": Kind(0.06, large, _momentum()),
@@ -102,15 +103,22 @@ def _pgd(model: Model, x: Tensor, label: Tensor, radius: float, seed: int) -> Te
 
 
 def _stopped(model: Model, x: Tensor, label: Tensor, radius: float, seed: int) -> Tensor:
-    return pgd(radius, 10, stops=True)(model, x, label, seed=seed)
+    attack = GradientAttack(radius, steps=10, step=radius / 4, stops=True)
+    return attack(model, x, label, seed=seed)
+
+
+def _apgd_ce(model: Model, x: Tensor, label: Tensor, radius: float, seed: int) -> Tensor:
+    # To the end: where the random start is enough, what an attack that stops gives is plain noise,
+    # and noise is benign.
+    return AutoPGD(radius, 15, stops=False)(model, x, label, seed=seed)
 
 
 def _apgd_dlr(model: Model, x: Tensor, label: Tensor, radius: float, seed: int) -> Tensor:
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
-    # Of fewer classes than four there is no such loss.
-    loss = dlr if classes > 3 else None
-    attack = AutoPGD(radius, 15) if loss is None else AutoPGD(radius, 15, loss=loss)
+    # Of fewer classes than four there is no DLR.
+    loss = dlr if classes > 3 else cross_entropy
+    attack = AutoPGD(radius, 15, loss=loss, stops=False)
     return attack(model, x, label, seed=seed)
 
 
@@ -193,6 +201,12 @@ class Pairs:
     network: npt.NDArray[np.str_]
     side: npt.NDArray[np.int64]
     fooled: npt.NDArray[np.bool_]
+
+    def digest(self) -> str:
+        """SHA-256 of all pictures, by which what was made of them is known again."""
+        total = hashlib.sha256(self.clean.tobytes())
+        total.update(self.forged.tobytes())
+        return total.hexdigest()
 
 
 def forge_pairs(

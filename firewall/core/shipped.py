@@ -98,7 +98,7 @@ class Shipped:
         spread = self.calibration.part_a.std(axis=0)
         if (
             found.shape != self.check.shape
-            or (np.abs(found - self.check) > _TOLERANCE * spread).any()
+            or not (np.abs(found - self.check) <= _TOLERANCE * spread).all()
         ):
             raise CalibrationError(
                 "the graphs built here give other statistics than those that the shipped "

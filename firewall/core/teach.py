@@ -53,7 +53,7 @@ def teach_pixels(
         epochs: on crops.
         whole: epochs on whole images after those.
         seed: of every draw.
-        state: file of what is done so far.
+        state: file of what is done so far; not used where it is of other pairs or settings.
         progress: told after each epoch.
 
     """
@@ -63,8 +63,9 @@ def teach_pixels(
     adam = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-3)
     slower = torch.optim.lr_scheduler.OneCycleLR(adam, 4e-3, total_steps=total, pct_start=0.15)
     done = 0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
+    made_of = f"{pairs.digest()} {epochs} {whole} {seed}"
+    saved = torch.load(state, weights_only=True) if state.exists() else {}
+    if saved.get("made_of") == made_of:
         network.load_state_dict(saved["network"])
         adam.load_state_dict(saved["adam"])
         slower.load_state_dict(saved["slower"])
@@ -84,8 +85,9 @@ def teach_pixels(
             adam.step()
             slower.step()
             losses.append(float(loss.detach()))
-        torch.save(
+        save_state(
             {
+                "made_of": made_of,
                 "network": network.state_dict(),
                 "adam": adam.state_dict(),
                 "slower": slower.state_dict(),
@@ -188,6 +190,13 @@ def batches(pixels: Pixels, size: int = 32) -> Iterator[Pixels]:
     """[N, H, W, 3] in parts of at most so many rows."""
     for start in range(0, len(pixels), size):
         yield pixels[start : start + size]
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write what is done so far, whole or not at all."""
+    partial = path.with_suffix(".part")
+    torch.save(state, partial)
+    partial.rename(path)
 
 
 def save_weights(module: nn.Module, path: Path, version: str, about: dict[str, Any]) -> None:

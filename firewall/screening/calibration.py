@@ -357,9 +357,14 @@ class Cascade:
             )
 
     @property
-    def doubt_ceiling(self) -> float:
-        """Doubt below which a row stays in the cheap tier; infinite when nothing is expensive."""
-        return self._threshold if self.has_expensive else math.inf
+    def doubt_ceilings(self) -> Doubles:
+        """Doubt below which a row is accepted without the expensive tier, by class as below."""
+        if self.has_expensive:
+            return np.full(len(self._group), self._threshold)
+        # Nothing is expensive: scores are s = doubt / (1 + doubt), one less than a ceiling says.
+        score = 1.0 + self.score_ceilings
+        with np.errstate(invalid="ignore"):
+            return np.where(score < 1.0, score / (1.0 - score), math.inf)
 
     @property
     def score_ceilings(self) -> Doubles:
@@ -456,6 +461,9 @@ class Cascade:
         return table
 
     def _columns(self, places: Sequence[int], weights: Sequence[float] | None) -> list[Column]:
+        if weights is not None and not any(weights[place] for place in places):
+            # None of those that are left is better than another.
+            weights = [1.0] * len(weights)
         found = []
         for place in places:
             values = self._reference[:, place]
@@ -505,5 +513,6 @@ def _unit_weights(calibration: Calibration) -> Doubles:
 
 def _ranks(scores: Doubles, weights: Doubles) -> Ranks:
     order = np.argsort(scores, kind="stable")
-    above = np.concatenate([np.cumsum(weights[order][::-1])[::-1], [0.0]])
+    # Twelve twelfths are one: what floats leave over would cost the last photograph.
+    above = np.round(np.concatenate([np.cumsum(weights[order][::-1])[::-1], [0.0]]), 9)
     return Ranks(scores[order].tolist(), above.tolist())

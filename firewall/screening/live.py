@@ -97,8 +97,8 @@ class LiveGuard:
         self._promised_rate = promised_rate
         if policy.paranoia == 3 and not calibration.guard_model:
             raise ConfigError(
-                "paranoia: 3 needs a robust guard model, which this bundle does not carry; use 1 "
-                "or 2"
+                "paranoia: 3 needs a second network in the bundle, and this one has none; use 1 or "
+                "2, or for the default classifier `firewall bundle default --witness`"
             )
         if policy.paranoia == 4 and not compiled.certifies:
             raise ConfigError(

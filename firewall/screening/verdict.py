@@ -15,7 +15,7 @@ from firewall.screening.span import Span
 
 
 class Verdict(Enum):
-    """`FLAG` is monitor mode: would have been rejected, and is answered."""
+    """`FLAG` is answered, though it looks adversarial: in monitor mode, or by such a monitor."""
 
     ACCEPT = "accept"
     REJECT = "reject"

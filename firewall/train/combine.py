@@ -16,8 +16,8 @@ Doubles = npt.NDArray[np.float64]
 
 #: Of the squares of weights, beside the mean loss of a row.
 _PENALTY = 1e-3
-#: Escalated rows of each kind below which the second combination is fitted on all rows.
-_FEWEST = 30
+#: Rows of a kind below which a choice among them is no longer made: all are used.
+FEWEST = 30
 
 
 def with_learnt_weights(calibration: Calibration, clean: Doubles, forged: Doubles) -> Calibration:
@@ -29,25 +29,25 @@ def with_learnt_weights(calibration: Calibration, clean: Doubles, forged: Double
 
     Args:
         calibration: reference distributions and escalation; its combination is replaced.
-        clean: [N, D] statistics of benign images that took no part in teaching or calibration.
+        clean: [N, D] statistics of benign images that took no part in teaching, nor in part B.
         forged: [M, D] statistics of forgeries, likewise.
 
     """
     width = len(calibration.detectors)
     even = Weights((1.0,) * calibration.cheap, (1.0,) * width)
-    plain = replace(calibration, combination="learnt", weights=even)
-    cascade = plain.cascade(1 / (plain.units + 1))
-    scores = [_scores(cascade.columns("every"), rows) for rows in (clean, forged)]
-    cheap = tuple(fit_weights(*(one[:, : calibration.cheap] for one in scores)))
-    first = replace(plain, weights=Weights(cheap, even.every))
-    cascade = first.cascade(1 / (first.units + 1))
-    kept = []
-    for rows, of_rows in zip((clean, forged), scores, strict=True):
-        on = cascade.escalates(cascade.doubt(rows[:, : calibration.cheap]))
-        kept.append(of_rows[on])
-    if min(len(one) for one in kept) < _FEWEST:
-        kept = scores
-    return replace(first, weights=Weights(cheap, tuple(fit_weights(*kept))))
+    # Of a cascade in which all rows go on, so that few images can make it.
+    plain = replace(calibration, combination="learnt", weights=even, escalation=1.0)
+    columns = plain.cascade(1 / (plain.units + 1)).columns("every")
+    parts = [_scores(columns, rows) for rows in (calibration.part_a, clean, forged)]
+    doubts = [scores[:, : calibration.cheap] for scores in parts]
+    cheap = tuple(fit_weights(*doubts[1:]))
+    reference, *doubt = (rows @ np.array(cheap) for rows in doubts)
+    limit = np.quantile(reference, 1.0 - calibration.escalation, method="lower")
+    kept = [scores[on >= limit] for scores, on in zip(parts[1:], doubt, strict=True)]
+    if min(len(one) for one in kept) < FEWEST:
+        kept = parts[1:]
+    weights = Weights(cheap, tuple(fit_weights(*kept)))
+    return replace(calibration, combination="learnt", weights=weights)
 
 
 def fit_weights(clean: Doubles, forged: Doubles) -> list[float]:

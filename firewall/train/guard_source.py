@@ -53,10 +53,10 @@ from firewall.sources.plan import Plan, Progress
 from firewall.sources.source import Embedded, embed
 from firewall.stages import RAW, Evidence
 from firewall.stages.registry import Registry
-from firewall.train import budget
+from firewall.train import budget, default_recipe
 from firewall.train.build import libraries, measure_rows, promisable
 from firewall.train.card import render
-from firewall.train.combine import with_learnt_weights
+from firewall.train.combine import FEWEST, with_learnt_weights
 from firewall.train.examples import gradients_each, handled_half, make_examples
 from firewall.train.fit_stages import Look, Material, fit_around, fit_stages
 from firewall.train.run_lock import locked
@@ -250,7 +250,8 @@ class _Maker:
             read = {*guard.features_of("cheap"), *guard.features_of("expensive")}
             embedded = embed(plan.source, spec, plan.others, read)
         progress(f"fitting the stages{chosen.effort}")
-        taught = math.ceil(_TAUGHT * chosen.rows)
+        # Without gradients no combination is fitted.
+        taught = chosen.rows if gradients is None else math.ceil(_TAUGHT * chosen.rows)
         material = Material(
             wire["fit"][:taught], spec, None, self._settings.radius, budget.LESSON_STEPS,
             math.ceil(_TAUGHT * chosen.examples),
@@ -403,9 +404,17 @@ class _Maker:
         with torch.no_grad():
             label = torch.cat([gradients(part).logits.argmax(dim=1) for part in x.split(_BATCH)])
         count = chosen.examples - math.ceil(_TAUGHT * chosen.examples)
-        examples = make_examples(
-            LogitsOnly(gradients), x, label, self._settings.radius, count, seed
-        )
+        model = LogitsOnly(gradients)
+        examples = make_examples(model, x, label, self._settings.radius, count, seed)
+        # Only what still is a forgery as it arrives.
+        with torch.no_grad():
+            clean, sent = (
+                torch.cat([model(part).argmax(dim=1) for part in torch.split(images, _BATCH)])
+                for images in (examples.benign[1::2], examples.forged)
+            )
+        fools = clean != sent
+        if fools.sum() >= FEWEST:
+            examples = replace(examples, forged=examples.forged[fools])
         benign, forged = (
             served.both(images_to_wire(part.numpy(), spec), _BATCH)[1].astype(np.float64)
             for part in (examples.benign, examples.forged)
@@ -513,8 +522,10 @@ def escalation_of(calibration: Calibration) -> float:
 
 def with_shipped_weights(calibration: Calibration, stages: GuardSpec) -> Calibration:
     """The shipped combination of pixels and view, where a guard has these stages and no other."""
-    plugins = {one.name: one.plugin for one in stages.of("detector")}
-    if [plugins[name] for name in calibration.detectors] != ["core-pixels", "feature-squeezing"]:
+    default = default_recipe.GUARD.of("detector")
+    wanted = [(one.plugin, one.config) for one in default if one.plugin != "core-features"]
+    named = {one.name: (one.plugin, one.config) for one in stages.of("detector")}
+    if [named[name] for name in calibration.detectors] != wanted:
         return calibration
     return replace(calibration, combination="learnt", weights=Shipped.read(False).elsewhere)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.resources import files
 
 from torch import Tensor
@@ -9,12 +10,13 @@ from torch import Tensor
 from firewall.stages import PluginError
 
 
-def shipped(name: str, version: str) -> dict[str, Tensor]:
+def shipped(name: str, version: str, tensors: Collection[str]) -> dict[str, Tensor]:
     """Read the tensors of `firewall/core/weights/<name>.safetensors`.
 
     Args:
         name: of the file.
         version: of the architecture that the tensors must be of.
+        tensors: names of all that must be there.
 
     Raises:
         PluginError: the file is missing, damaged or of another version.
@@ -29,7 +31,7 @@ def shipped(name: str, version: str) -> dict[str, Tensor]:
     try:
         with safe_open(str(place), framework="pt") as found:
             written = (found.metadata() or {}).get("version")
-            tensors = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118
+            held = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise PluginError(f"{name}: {place.name} is missing or damaged; {remedy}") from error
     if written != version:
@@ -37,4 +39,6 @@ def shipped(name: str, version: str) -> dict[str, Tensor]:
             f"{name}: the shipped weights are of version {written!r}, expected {version!r}; "
             f"{remedy}"
         )
-    return tensors
+    if {*held} != {*tensors}:
+        raise PluginError(f"{name}: {place.name} holds other tensors than expected; {remedy}")
+    return held

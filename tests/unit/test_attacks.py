@@ -63,6 +63,8 @@ def attacks(radius: float, norm: Norm) -> dict[str, Attack]:
         "apgd-ce": AutoPGD(radius, 30, norm),
         "apgd-dlr": AutoPGD(radius, 30, norm, loss=dlr),
         "apgd-t": TargetedAutoPGD(radius, 20, norm, targets=3),
+        "apgd-ce, to the end": AutoPGD(radius, 30, norm, stops=False),
+        "apgd-t, to the end": TargetedAutoPGD(radius, 20, norm, targets=3, stops=False),
     }
 
 
@@ -96,6 +98,20 @@ def test_fgsm_is_weaker_than_pgd_and_pgd_than_apgd(
     one, many = success(fgsm(radius)(network, x, y)), success(pgd(radius, 20)(network, x, y))
     auto = success(TargetedAutoPGD(radius, 30)(network, x, y))
     assert one <= many <= auto + 0.01
+
+
+def test_apgd_that_goes_on_breaks_the_same_rows_and_is_louder(
+    digits: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    """As AutoAttack's own; a guard has to see the difference, and no robust accuracy changes."""
+    network, x, y = digits
+    soon = AutoPGD(0.3, 20)(network, x, y)
+    late = AutoPGD(0.3, 20, stops=False)(network, x, y)
+    with torch.no_grad():
+        broken = [network(found).argmax(dim=1) != y for found in (soon, late)]
+    assert torch.equal(*broken)
+    sizes = [(found - x)[broken[0]].abs().mean() for found in (soon, late)]
+    assert sizes[1] > sizes[0]
 
 
 def test_dlr_sees_through_a_saturating_softmax(digits: tuple[nn.Module, Tensor, Tensor]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from firewall.core.photographs import PACKAGES, digest, manifest, photographs
 from firewall.core.shipped import Shipped
 from firewall.errors import CalibrationError, ConfigError, PluginError, StageFault
 from firewall.evaluation.measure import auroc
+from firewall.screening.calibration import Calibration
 from firewall.stages import Evidence
 from firewall.train import default_recipe as recipe
 from firewall.train.efficientnet import EfficientNetLite
@@ -130,9 +131,11 @@ def test_forgeries_go_on_where_they_were_stopped(tmp_path: Path) -> None:
 
 def test_weights_of_another_version_or_none_are_refused_in_one_sentence() -> None:
     with pytest.raises(PluginError, match="are of version 'core-pixels 1', expected 'core-pixels"):
-        shipped("core-pixels", "core-pixels 0")
+        shipped("core-pixels", "core-pixels 0", ())
     with pytest.raises(PluginError, match=r"core-nothing\.safetensors is missing or damaged"):
-        shipped("core-nothing", "1")
+        shipped("core-nothing", "1", ())
+    with pytest.raises(PluginError, match="holds other tensors than expected; install"):
+        shipped("core-pixels", "core-pixels 1", ("head.0.weight",))
 
 
 def test_what_ships_is_small() -> None:
@@ -184,9 +187,8 @@ def test_features_are_learnt_and_told() -> None:
     assert report.figures["training_accuracy"] > 0.8
 
     def score(rows: torch.Tensor) -> np.ndarray:
-        # What `forward` does behind `features_of`.
-        hidden = ((rows - detector.mean) * detector.scale) @ detector.first.T
-        return np.asarray(torch.relu(hidden + detector.first_bias) @ detector.last)
+        with patch.object(CoreFeatures, "features_of", lambda self, evidence: evidence.raw):
+            return np.asarray(detector(Evidence(raw=rows)))
 
     fresh, kind = seen[400:], target[400:].numpy() > 0
     assert auroc(score(fresh[~kind]), score(fresh[kind])) > 0.9
@@ -254,7 +256,7 @@ def test_the_shipped_calibration_counts_photographs(witness: bool) -> None:
         calibration.cascade(0.01, calibration.up_to(paranoia))
     assert ("witness" in calibration.up_to(3)) is witness
     assert "witness" not in calibration.up_to(2)
-    assert dataclasses.replace(calibration).to_json() == calibration.to_json()
+    assert Calibration.from_json(calibration.to_json()).to_json() == calibration.to_json()
 
 
 def test_the_second_network_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_an_exclusion_leaves_its_detector_out_for_that_client_alone(
 @pytest.mark.parametrize(
     ("policy", "error", "words"),
     [
-        ({"paranoia": 3}, ConfigError, "robust guard model"),
+        ({"paranoia": 3}, ConfigError, "needs a second network"),
         ({"paranoia": 4}, ConfigError, "certificates"),
         ({"false_positive_rate": 0.001}, SampleTooSmall, "999"),
         (

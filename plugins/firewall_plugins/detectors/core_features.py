@@ -63,7 +63,7 @@ class CoreFeatures(Detector):
         self.first_bias: Tensor
         self.last: Tensor
         self.last_bias: Tensor
-        # What it knows before it has learnt: nothing; every row scores alike.
+        # Untaught: all rows get the same score.
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("scale", torch.zeros(1))
         self.register_buffer("first", torch.zeros(1, 1))
@@ -71,7 +71,8 @@ class CoreFeatures(Detector):
         self.register_buffer("last", torch.zeros(1))
         self.register_buffer("last_bias", torch.zeros(()))
         if config.weights != "learnt":
-            for name, tensor in shipped(f"core-features-{config.weights}", VERSION).items():
+            names = ("mean", "scale", "first", "first_bias", "last", "last_bias")
+            for name, tensor in shipped(f"core-features-{config.weights}", VERSION, names).items():
                 setattr(self, name, tensor)
 
     @property

@@ -69,7 +69,9 @@ class CorePixels(Detector):
             )
             self.head = nn.Sequential(nn.Linear(3 * 96, 32), nn.ReLU(), nn.Linear(32, 1))
         if config.weights == "shipped":
-            self.load_state_dict(shipped("core-pixels", VERSION), strict=False)
+            # Counters of batches are no weights.
+            names = [one for one in self.state_dict() if not one.endswith("batches_tracked")]
+            self.load_state_dict(shipped("core-pixels", VERSION, names), strict=False)
         self.eval().requires_grad_(False)
 
     @property
