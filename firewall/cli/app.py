@@ -419,7 +419,9 @@ def _print_story(told: Story) -> None:
     )
     saved = story["forged_jpeg"]
     table.add_row(
-        "the forgery saved as JPEG 75", "", f"{saved['verdict']}: {', '.join(saved['reasons'])}"
+        "the forgery saved as JPEG 75",
+        "",
+        f"{saved['verdict']}: {', '.join(saved['reasons']) or saved['label']}",
     )
     table.add_row("the forgery, monitor mode", bare, story["monitor"]["verdict"])
     console = Console()

@@ -43,8 +43,16 @@ class Story:
             self.clean.verdict is Verdict.ACCEPT
             and self.fooled
             and self.forged.verdict is Verdict.REJECT
-            and self.forged_jpeg.verdict is Verdict.REJECT
+            and self.jpeg_held
             and self.monitored.verdict is Verdict.FLAG
+        )
+
+    @property
+    def jpeg_held(self) -> bool:
+        """Whether the saved forgery is refused, or is answered and is no forgery any more."""
+        labels = self.forged_jpeg.labels
+        return self.forged_jpeg.verdict is Verdict.REJECT or (
+            bool(labels) and labels[0].index != IGUANA
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +71,7 @@ class Story:
                 "reasons": list(self.forged.reasons),
             },
             "forged_jpeg": {
+                "label": self.forged_jpeg.labels[0].name if self.forged_jpeg.labels else None,
                 "verdict": self.forged_jpeg.verdict.value,
                 "reasons": list(self.forged_jpeg.reasons),
             },
@@ -117,6 +126,12 @@ def tell(bundle_path: Path, picture: Path, progress: Callable[[str], None]) -> S
     return story
 
 
+def _answer(prediction: Prediction) -> str:
+    labels = prediction.labels
+    said = f", {labels[0].name}" if labels else ""
+    return f"{prediction.verdict.value}{said}"
+
+
 def _captions(story: Story) -> tuple[Caption, Caption, Caption]:
     top = story.clean.labels[0] if story.clean.labels else None
     said = f"{top.name} {100 * top.probability:.0f} %" if top else "no label"
@@ -146,8 +161,8 @@ def _captions(story: Story) -> tuple[Caption, Caption, Caption]:
             ),
             (", ".join(story.forged.reasons), None),
             (
-                f"saved as JPEG 75: {story.forged_jpeg.verdict.value}",
-                story.forged_jpeg.verdict is Verdict.REJECT,
+                f"saved as JPEG 75: {_answer(story.forged_jpeg)}",
+                story.jpeg_held,
             ),
         ],
     )
