@@ -71,7 +71,9 @@ def test_the_default_bundle_is_cached_signed_and_says_what_was_measured() -> Non
     measured = evaluation["held_out"]["0.05"]
     assert f"| 5.0 % | {100 * measured['rate']:.1f} % |" in card
     # No photograph is in two parts.
-    parts = [set(lines) for lines in bundle.manifest.provenance.data.values()]
+    data = dict(bundle.manifest.provenance.data)
+    assert all(package in card for package in data.pop("packages"))
+    parts = [set(lines) for lines in data.values()]
     assert len(parts) == 3
     assert sum(len(part) for part in parts) == len(set.union(*parts))
 
@@ -82,6 +84,9 @@ def test_the_published_figures_are_those_of_this_recipe() -> None:
     root = Path(__file__).parents[2]
     result = json.loads((root / "benchmarks/results/core-guards/result.json").read_text())
     assert result["recipe"] == default_recipe.digest()
-    card = open_bundle(default_recipe.cached_path(), trusted_keys()).files["MODEL_CARD.md"]
+    card = open_bundle(default_recipe.cached_path(), trusted_keys()).files["MODEL_CARD.md"].decode()
     for attack in result["attacks"]:
-        assert f"| {attack['auroc']:.3f} |" in card.decode()
+        assert f"| {attack['attack']} |" in card
+        assert f"{100 * attack['refused']['share']:.1f} % (" in card
+    for name, figures in result["benign"].items():
+        assert f"| {name} | {100 * figures['refused']['share']:.1f} % |" in card
