@@ -16,13 +16,16 @@ from firewall_plugins.detectors.core_pixels import CorePixels
 from firewall_plugins.weights import shipped
 from PIL import Image
 
+from firewall.attack.gradient import pgd
 from firewall.core.build import Build
-from firewall.core.forgeries import BATCH, Network, forge_pairs, kinds, read_pairs
+from firewall.core.forgeries import BATCH, Network, forge_pairs, kinds, read_pairs, to_pixels
 from firewall.core.handling import HANDLINGS, as_jpeg, handled, sent
 from firewall.core.photographs import PACKAGES, digest, manifest, photographs
 from firewall.core.shipped import Shipped
+from firewall.core.teach import to_batch
 from firewall.errors import CalibrationError, ConfigError, PluginError, StageFault
 from firewall.evaluation.measure import auroc
+from firewall.guard.classifier import LogitsOnly
 from firewall.screening.calibration import Calibration
 from firewall.stages import Evidence
 from firewall.train import default_recipe as recipe
@@ -152,15 +155,15 @@ def test_an_image_that_it_cannot_judge_is_refused(shape: tuple[int, ...]) -> Non
 
 
 def test_the_pixel_detector_tells_forgeries_from_handled_photographs() -> None:
-    """On photographs out of wheels, which took no part: signs of 4/255 against benign handling."""
+    """On photographs out of wheels, which took no part: PGD of 4/255 against benign handling."""
     rng = np.random.default_rng(0)
     pixels = [crop(number) for number in range(12)]
     benign = [handled(one, rng) for one in pixels for _ in range(3)]
-    forged = []
-    for one in pixels:
-        signs = rng.choice([-4, 4], one.shape)
-        moved = np.clip(one.astype(int) + signs, 0, 255).astype(np.uint8)
-        forged += [moved, as_jpeg(moved, 90)]
+    model, x = LogitsOnly(EfficientNetLite()), to_batch(np.stack(pixels))
+    with torch.no_grad():
+        label = model(x).argmax(dim=1)
+    found = to_pixels(pgd(4 / 255, 5)(model, x, label))
+    forged = [*found, *(as_jpeg(one, 90) for one in found)]
     detector = CorePixels(CorePixels.Config())
 
     def score(images: list[np.ndarray]) -> np.ndarray:
